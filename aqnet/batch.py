@@ -1,0 +1,107 @@
+"""The types that data, model, training and evaluation share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """B input times, each with its K lead times.
+
+    An empty item (the sampler's index -1) has NaN fields, NaN targets and an all-false mask.
+
+    Attributes:
+        fields: normalised inputs in the order of `Config.input_variables`, NaN where missing,
+            float32, shape [B, V, H, W].
+        time: input time, whole hours since 1970-01-01 00:00 UTC, int64, shape [B].
+        lead_time: hours, int64, shape [B, K].
+        targets: normalised truth, NaN where missing, float32, shape [B, K, T, H, W].
+        mask: where a target counts (finite and inside the domain), bool, shape [B, K, T, H, W].
+    """
+
+    fields: Tensor
+    time: Tensor
+    lead_time: Tensor
+    targets: Tensor
+    mask: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on `device` (copied without waiting where the memory is pinned)."""
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory (called by torch's DataLoader)."""
+        return Batch(*(tensor.pin_memory() for tensor in self))
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Where the cells are.
+
+    Attributes:
+        lat, lon: degrees north and east, float64, shape [H, W]; rows may run either way.
+        elevation: metres, float32, shape [H, W], NaN where unknown; None where there is none.
+        mask: the domain: cells in which forecasts are made and scored, bool, shape [H, W].
+    """
+
+    lat: Tensor
+    lon: Tensor
+    elevation: Tensor | None
+    mask: Tensor
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is not None and value.shape != self.lat.shape:
+                raise ValueError(
+                    f"Grid.{field.name} has shape {tuple(value.shape)}, lat {self.lat.shape}"
+                )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(H, W)."""
+        height, width = self.lat.shape
+        return height, width
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean and standard deviation of each variable in its physical unit.
+
+    `names` holds plain variable names; `NAME@-24h` shares the numbers of NAME.
+    """
+
+    names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def of(self, names: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of `names` in that order, float64, shape [len(names)].
+
+        Raises:
+            KeyError: a name has no statistics.
+        """
+        at = {name: position for position, name in enumerate(self.names)}
+        rows = [at[name.partition("@")[0]] for name in names]
+        return (
+            torch.tensor([self.mean[row] for row in rows], dtype=torch.float64),
+            torch.tensor([self.std[row] for row in rows], dtype=torch.float64),
+        )
+
+    def to_dict(self) -> dict[str, dict[str, float]]:
+        """`{name: {"mean": ..., "std": ...}}`, as stored in statistics.json and in checkpoints."""
+        rows = zip(self.names, self.mean, self.std, strict=True)
+        return {name: {"mean": mean, "std": std} for name, mean, std in rows}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, dict[str, float]]) -> Statistics:
+        """The inverse of `to_dict`."""
+        return cls(
+            tuple(values),
+            tuple(float(row["mean"]) for row in values.values()),
+            tuple(float(row["std"]) for row in values.values()),
+        )
