@@ -256,11 +256,16 @@ def changes_forbidden_on_continuation(old: dict[str, Any], new: dict[str, Any]) 
 
 
 class _CoreLoader(yaml.SafeLoader):
-    yaml_implicit_resolvers: typing.ClassVar[dict[str, Any]] = {}
+    pass
 
 
 class _CoreDumper(yaml.SafeDumper):
-    yaml_implicit_resolvers: typing.ClassVar[dict[str, Any]] = {}
+    pass
+
+
+# PyYAML's own resolvers are those of YAML 1.1, for which `no` is false and `1e-4` is text
+_CoreLoader.yaml_implicit_resolvers = {}
+_CoreDumper.yaml_implicit_resolvers = {}
 
 
 _SCALARS = {
@@ -492,9 +497,8 @@ def _check_model(config: Config) -> None:
 
 def _check_training(config: Config) -> None:
     train = config.train
-    positive = ("micro_batch", "effective_batch", "learning_rate", "clip_norm", "max_bad_steps")
-    positive += ("checkpoint_every", "keep_best", "checksum_every", "log_every", "timeout_seconds")
-    for key in positive:
+    positive = "micro_batch effective_batch learning_rate clip_norm max_bad_steps checkpoint_every"
+    for key in (positive + " keep_best checksum_every log_every timeout_seconds").split():
         _require(getattr(train, key) > 0, f"train.{key} must be positive")
     _require(config.validation.every > 0, "validation.every must be positive")
     _require(train.warmup_steps >= 0, "train.warmup_steps must not be negative")
