@@ -1,0 +1,225 @@
+"""The training store: one year of packed hourly fields, written whole or not at all.
+
+A store is a Zarr v3 group YEAR.zarr: `fields` [time, channel, y, x] with one checksummed chunk per
+time step, `static` [channel, y, x], `mask` [y, x], `time` (CF hours), `lat` and `lon` [y, x].
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import Crc32cCodec, ZstdCodec
+
+from aqnet.batch import Grid
+from aqnet.errors import AqnetError
+
+FORMAT_VERSION = 1
+HOURS_PER_SHARD = 48
+TIME_UNITS = "hours since 1970-01-01 00:00:00"
+
+
+@dataclass(frozen=True, eq=False)
+class StoreWriter:
+    """A store in the making at PATH.partial; `commit` gives it its name."""
+
+    path: Path
+    partial: Path
+    group: zarr.Group
+
+    def write(self, start_row: int, block: NDArray[np.float32]) -> None:
+        """Write time steps start_row, start_row + 1, ...; block is [n, C, H, W], NaN = missing."""
+        fields = self.group["fields"]
+        assert isinstance(fields, zarr.Array)
+        fields[start_row : start_row + len(block)] = block
+
+    def commit(self) -> None:
+        """Check that the store is whole, flush it to disk and rename it to its final name."""
+        self.group.attrs["checksum"] = _checksum(self.partial)
+        self.group.attrs["complete"] = True
+        for file in self.partial.rglob("*"):
+            if file.is_file():
+                _sync(file)
+        if self.path.exists():
+            raise AqnetError(f"{self.path}: exists already; remove it to prepare it again")
+        self.partial.rename(self.path)
+        _sync(self.path.parent)
+
+
+def create(
+    path: str | Path,
+    *,
+    names: tuple[str, ...],
+    units: dict[str, str],
+    time: NDArray[np.int64],
+    grid: Grid,
+    static: dict[str, NDArray[np.float32]],
+    source: dict[str, Any],
+    dtype: str = "float32",
+) -> StoreWriter:
+    """Begin a store beside `path`, replacing an unfinished one.
+
+    Args:
+        names: channels of `fields`; units: of channels and statics, physical.
+        time: hours since 1970 UTC, ascending, shape [N]; static: name to [H, W].
+        source: what the store was made from, kept as attributes.
+    Raises:
+        AqnetError: a finished store stands at `path`.
+    """
+    path = Path(path)
+    if path.exists():
+        raise AqnetError(f"{path}: exists already; remove it to prepare it again")
+    partial = path.with_name(path.name + ".partial")
+    if partial.exists():
+        shutil.rmtree(partial)
+    group = zarr.open_group(partial, mode="w", zarr_format=3)
+    attributes: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "names": list(names),
+        "units": units,
+        "static_names": list(static),
+        "source": source,
+        "complete": False,
+    }
+    group.attrs.update(attributes)
+    height, width = grid.shape
+    group.create_array(
+        "fields",
+        shape=(len(time), len(names), height, width),
+        chunks=(1, len(names), height, width),
+        shards=(HOURS_PER_SHARD, len(names), height, width),
+        dtype=dtype,
+        fill_value=float("nan"),
+        compressors=[ZstdCodec(level=1), Crc32cCodec()],
+        dimension_names=("time", "channel", "y", "x"),
+        config={"write_empty_chunks": True},
+    )
+    statics = np.stack(list(static.values())) if static else np.zeros((0, height, width))
+    _put(group, "static", statics.astype(np.float32), ("static_channel", "y", "x"))
+    _put(group, "mask", grid.mask.numpy(), ("y", "x"))
+    _put(group, "time", time, ("time",), units=TIME_UNITS, calendar="proleptic_gregorian")
+    _put(group, "lat", grid.lat.numpy(), ("y", "x"), units="degrees_north")
+    _put(group, "lon", grid.lon.numpy(), ("y", "x"), units="degrees_east")
+    return StoreWriter(path, partial, group)
+
+
+class Store:
+    """A finished store, open for reading. The Zarr file is opened once per process, on first use,
+    so that forked and spawned loader workers each have their own."""
+
+    def __init__(self, path: Path, group: zarr.Group) -> None:
+        attributes = dict(group.attrs)
+        self.path = path
+        self.attributes = attributes
+        self.names: tuple[str, ...] = tuple(attributes["names"])  # type: ignore[arg-type]
+        self.units: dict[str, str] = attributes["units"]  # type: ignore[assignment]
+        self.checksum = str(attributes["checksum"])
+        self.time: NDArray[np.int64] = _get(group, "time")
+        statics = _get(group, "static")
+        static_names: list[str] = attributes["static_names"]  # type: ignore[assignment]
+        self.static = dict(zip(static_names, statics, strict=True))
+        elevation = self.static.get("elevation")
+        self.grid = Grid(
+            torch.from_numpy(_get(group, "lat")),
+            torch.from_numpy(_get(group, "lon")),
+            None if elevation is None else torch.from_numpy(elevation),
+            torch.from_numpy(_get(group, "mask")),
+        )
+        self._fields: tuple[int, zarr.Array] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_fields": None}
+
+    def read(self, row: int) -> NDArray[np.float32]:
+        """Fields of time step `row` in physical units, NaN where missing, float32 [C, H, W].
+
+        Raises:
+            AqnetError: the chunk is missing or damaged; store and time are named.
+        """
+        if self._fields is None or self._fields[0] != os.getpid():
+            array = zarr.open_group(self.path, mode="r")["fields"]
+            assert isinstance(array, zarr.Array)
+            self._fields = os.getpid(), array
+        try:
+            values: NDArray[np.float32] = np.asarray(self._fields[1][row], dtype=np.float32)
+            # Zarr reads a lost file as fill values
+            if np.isnan(values).all() and not self._shard(row).exists():
+                raise FileNotFoundError(f"{self._shard(row)} is missing")
+        except (ValueError, RuntimeError, OSError, KeyError) as error:
+            time = np.datetime64(int(self.time[row]), "h")
+            raise AqnetError(
+                f"{self.path}: the fields of {time} cannot be read ({error}); "
+                "remove the store and prepare it again"
+            ) from None
+        return values
+
+    def _shard(self, row: int) -> Path:
+        return self.path / "fields" / "c" / str(row // HOURS_PER_SHARD) / "0" / "0" / "0"
+
+
+def open_store(path: str | Path) -> Store:
+    """Open a finished store.
+
+    Raises:
+        AqnetError: it is missing, unfinished, of another format version, or lacks shard files.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise AqnetError(f"{path}: no such store; make it with python -m aqnet.data.prepare")
+    try:
+        group = zarr.open_group(path, mode="r")
+    except (ValueError, FileNotFoundError) as error:
+        raise AqnetError(f"{path}: not a training store ({error})") from None
+    if not group.attrs.get("complete"):
+        raise AqnetError(f"{path}: not a finished training store; remove it and prepare it again")
+    version = group.attrs.get("format_version")
+    if version != FORMAT_VERSION:
+        raise AqnetError(f"{path}: format version {version}, expected {FORMAT_VERSION}")
+    store = Store(path, group)
+    shards = sum(1 for file in (path / "fields").rglob("*") if file.is_file()) - 1
+    expected = -(-len(store.time) // HOURS_PER_SHARD)
+    if shards != expected:
+        raise AqnetError(
+            f"{path}: {shards} files of fields, expected {expected}; prepare the store again"
+        )
+    return store
+
+
+def _put(
+    group: zarr.Group, name: str, values: NDArray[Any], dims: tuple[str, ...], **attributes: Any
+) -> None:
+    array = group.create_array(name, data=values, dimension_names=dims, attributes=attributes)
+    assert array.shape == values.shape
+
+
+def _get(group: zarr.Group, name: str) -> NDArray[Any]:
+    array = group[name]
+    assert isinstance(array, zarr.Array)
+    return np.asarray(array[...])
+
+
+def _checksum(folder: Path) -> str:
+    """SHA-256 over the array files (not the group's own attributes) in the order of their names."""
+    digest = hashlib.sha256()
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        if file.parent != folder:
+            digest.update(str(file.relative_to(folder)).encode())
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,127 @@
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from aqnet.batch import Grid
+from aqnet.data import store
+from aqnet.errors import AqnetError
+
+HOURS = 100
+
+
+def fields() -> np.ndarray:
+    values = np.random.default_rng(0).normal(size=(HOURS, 3, 4, 5)).astype(np.float32)
+    values[7] = np.nan
+    values[:, 1, 2, 3] = np.nan
+    return values
+
+
+def begin(path: Path) -> store.StoreWriter:
+    lat, lon = np.meshgrid(np.linspace(20, 50, 4), np.linspace(80, 130, 5), indexing="ij")
+    elevation = np.arange(20, dtype=np.float32).reshape(4, 5)
+    mask = torch.from_numpy(elevation > 3)
+    return store.create(
+        path,
+        names=("u", "v", "pm25"),
+        units={"u": "m s-1", "v": "m s-1", "pm25": "ug m-3", "elevation": "m"},
+        time=np.arange(400000, 400000 + HOURS),
+        grid=Grid(torch.from_numpy(lat), torch.from_numpy(lon), torch.from_numpy(elevation), mask),
+        static={"elevation": elevation},
+        source={"path": "random"},
+    )
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    writer = begin(tmp_path / "2015.zarr")
+    for start in range(0, HOURS, 48):
+        writer.write(start, fields()[start : start + 48])
+    writer.commit()
+    return tmp_path / "2015.zarr"
+
+
+def test_what_is_written_is_read_back(written: Path):
+    opened = store.open_store(written)
+    for row in range(HOURS):
+        np.testing.assert_array_equal(opened.read(row), fields()[row])
+    assert opened.names == ("u", "v", "pm25")
+    assert opened.units["pm25"] == "ug m-3"
+    assert opened.time[0] == 400000
+    assert opened.grid.elevation is not None
+    assert opened.grid.elevation[3, 4] == 19
+    assert opened.grid.mask.sum() == 16
+
+
+def test_equal_content_has_an_equal_checksum(written: Path, tmp_path: Path):
+    writer = begin(tmp_path / "again.zarr")
+    writer.write(0, fields())
+    writer.commit()
+    other = fields()
+    other[0, 0, 0, 0] += 1
+    changed = begin(tmp_path / "changed.zarr")
+    changed.write(0, other)
+    changed.commit()
+    checksums = [store.open_store(tmp_path / f"{name}.zarr").checksum for name in ("2015", "again")]
+    assert checksums[0] == checksums[1]
+    assert store.open_store(tmp_path / "changed.zarr").checksum != checksums[0]
+
+
+def test_open_stores_travel_to_other_processes(written: Path):
+    opened = store.open_store(written)
+    opened.read(0)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(opened)).read(5), fields()[5])
+
+
+def test_an_unfinished_store_is_never_read(tmp_path: Path):
+    begin(tmp_path / "2015.zarr").write(0, fields()[:48])
+    with pytest.raises(AqnetError, match="no such store"):
+        store.open_store(tmp_path / "2015.zarr")
+    with pytest.raises(AqnetError, match="not a finished"):
+        store.open_store(tmp_path / "2015.zarr.partial")
+
+
+def test_a_finished_store_is_not_overwritten(written: Path):
+    with pytest.raises(AqnetError, match="exists already"):
+        begin(written)
+
+
+def test_a_folder_that_is_no_store_is_named(tmp_path: Path):
+    with pytest.raises(AqnetError, match="not a training store"):
+        store.open_store(tmp_path)
+
+
+def shards(path: Path) -> list[Path]:
+    return sorted(file for file in (path / "fields/c").rglob("*") if file.is_file())
+
+
+def test_flipped_bits_are_named_with_the_time(written: Path):
+    file = shards(written)[0]
+    data = bytearray(file.read_bytes())
+    data[50] ^= 4
+    file.write_bytes(data)
+    opened = store.open_store(written)
+    failed = []
+    for row in range(HOURS):
+        try:
+            opened.read(row)
+        except AqnetError as error:
+            failed.append(str(error))
+    assert len(failed) == 1
+    assert "2015.zarr" in failed[0]
+    assert "2015-08-" in failed[0]
+
+
+def test_missing_files_are_noticed_when_opening(written: Path):
+    shards(written)[1].unlink()
+    with pytest.raises(AqnetError, match="2 files of fields, expected 3"):
+        store.open_store(written)
+
+
+def test_files_lost_after_opening_are_never_read_as_missing_values(written: Path):
+    opened = store.open_store(written)
+    shards(written)[1].unlink()
+    with pytest.raises(AqnetError):
+        opened.read(50)
