@@ -1,0 +1,188 @@
+"""One source file, NetCDF or Zarr (v2 or v3), with CF attributes applied."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from aqnet.errors import AqnetError
+
+_SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
+_CALENDARS = ("standard", "gregorian", "proleptic_gregorian")
+_UNITS = re.compile(
+    r"(second|minute|hour|day)s?\s+since\s+(\d{1,4}-\d{1,2}-\d{1,2})"
+    r"(?:[T ](\d{1,2}):(\d{2})(?::(\d{1,2})(?:\.0*)?)?)?(?:\s*(?:Z|UTC|\+00:?00))?"
+)
+# what damaged files make the libraries raise
+_DAMAGE = (OSError, RuntimeError, ValueError, KeyError, TypeError)
+
+
+class SourceFile(Protocol):
+    """What both layouts offer.
+
+    Attributes:
+        path: the file or store.
+        dimensions: names of the dimensions of each variable.
+    """
+
+    path: Path
+    dimensions: dict[str, tuple[str, ...]]
+
+    def unit(self, name: str) -> str | None:
+        """The units attribute of a variable, None where it has none."""
+
+    def read(self, name: str, rows: slice | None = None) -> NDArray[np.float64]:
+        """A variable (or rows of its first dimension), unpacked, NaN where missing."""
+
+    def chunks(self, name: str) -> tuple[int, ...] | None:
+        """How a variable is chunked, None where it is contiguous."""
+
+    def times(self) -> NDArray[np.int64]:
+        """The time coordinate, hours since 1970-01-01 00:00 UTC, as it stands in the file."""
+
+
+@contextmanager
+def open_file(path: Path) -> Iterator[SourceFile]:
+    """Open a NetCDF file or (a directory) a Zarr store for reading.
+
+    Raises:
+        AqnetError: it is neither, or damaged.
+    """
+    if path.is_dir():
+        yield _ZarrStore(path)
+        return
+    try:
+        import netCDF4
+    except ImportError:
+        raise AqnetError(
+            f"{path}: reading NetCDF needs netCDF4; install it with pip install 'aqnet[convert]'"
+        ) from None
+    try:
+        dataset = netCDF4.Dataset(str(path))
+    except _DAMAGE as error:
+        raise AqnetError(f"{path}: cannot read this file as NetCDF: {error}") from None
+    try:
+        yield _NetCDF(path, dataset)
+    finally:
+        dataset.close()
+
+
+class _NetCDF:
+    def __init__(self, path: Path, dataset: Any) -> None:
+        self.path, self._dataset = path, dataset
+        self.dimensions = {
+            name: tuple(variable.dimensions) for name, variable in dataset.variables.items()
+        }
+
+    def unit(self, name: str) -> str | None:
+        return getattr(self._dataset.variables[name], "units", None)
+
+    def chunks(self, name: str) -> tuple[int, ...] | None:
+        found = self._dataset.variables[name].chunking()
+        return None if found in (None, "contiguous") else tuple(found)
+
+    def read(self, name: str, rows: slice | None = None) -> NDArray[np.float64]:
+        variable = self._dataset.variables[name]
+        try:
+            values = variable[...] if rows is None else variable[rows]
+            return np.ma.filled(np.ma.asarray(values).astype(np.float64), np.nan)
+        except _DAMAGE as error:
+            raise _unreadable(self.path, name, error) from None
+
+    def times(self) -> NDArray[np.int64]:
+        if "time" not in self.dimensions:
+            raise AqnetError(f"{self.path}: the coordinate 'time' is missing")
+        variable = self._dataset.variables["time"]
+        return _hours(
+            self.path,
+            np.atleast_1d(self.read("time")),
+            getattr(variable, "units", None),
+            getattr(variable, "calendar", "standard"),
+        )
+
+
+class _ZarrStore:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            group = zarr.open_group(path, mode="r")
+            self._arrays: dict[str, zarr.Array[Any]] = dict(group.arrays())
+        except _DAMAGE as error:
+            raise AqnetError(f"{path}: cannot read this directory as Zarr: {error}") from None
+        self.dimensions = {name: self._dims(array) for name, array in self._arrays.items()}
+
+    @staticmethod
+    def _dims(array: zarr.Array[Any]) -> tuple[str, ...]:
+        named: Any = getattr(array.metadata, "dimension_names", None)
+        found: Any = named or array.attrs.get("_ARRAY_DIMENSIONS")
+        return tuple(str(name) for name in found or (f"dim_{at}" for at in range(array.ndim)))
+
+    def unit(self, name: str) -> str | None:
+        found = self._arrays[name].attrs.get("units")
+        return None if found is None else str(found)
+
+    def chunks(self, name: str) -> tuple[int, ...] | None:
+        return tuple(self._arrays[name].chunks)
+
+    def read(self, name: str, rows: slice | None = None) -> NDArray[np.float64]:
+        array = self._arrays[name]
+        try:
+            raw = np.asarray(array[...] if rows is None else array[rows])
+            values = raw.astype(np.float64)
+        except _DAMAGE as error:
+            raise _unreadable(self.path, name, error) from None
+        packed = "scale_factor" in array.attrs or "add_offset" in array.attrs
+        fill: Any = array.attrs.get("_FillValue")
+        if fill is None and packed:
+            fill = array.fill_value
+        if isinstance(fill, int | float | np.number):  # v3 spells the fill of floats in base64
+            values[raw == fill] = np.nan
+        factor: Any = array.attrs.get("scale_factor", 1.0)
+        offset: Any = array.attrs.get("add_offset", 0.0)
+        return values * float(factor) + float(offset) if packed else values
+
+    def times(self) -> NDArray[np.int64]:
+        if "time" not in self._arrays:
+            raise AqnetError(f"{self.path}: the coordinate 'time' is missing")
+        attributes = self._arrays["time"].attrs
+        calendar = str(attributes.get("calendar", "standard"))
+        return _hours(self.path, self.read("time"), self.unit("time"), calendar)
+
+
+def _unreadable(path: Path, name: str, error: BaseException) -> AqnetError:
+    detail = " ".join(str(error).split()) or type(error).__name__
+    return AqnetError(
+        f"{path}: variable {name!r} cannot be read ({detail}); the file is damaged: get it again"
+    )
+
+
+def _hours(
+    path: Path, values: NDArray[np.float64], units: str | None, calendar: str
+) -> NDArray[np.int64]:
+    if calendar.lower() not in _CALENDARS:
+        raise AqnetError(
+            f"{path}: the calendar of 'time' is {calendar!r}; expected one of "
+            f"{', '.join(_CALENDARS)} (with leap days)"
+        )
+    match = _UNITS.fullmatch((units or "").strip())
+    if match is None:
+        raise AqnetError(
+            f"{path}: 'time' has units {units!r}; expected such as 'hours since 1970-01-01'"
+        )
+    if not np.isfinite(values).all():
+        raise AqnetError(f"{path}: 'time' holds missing values")
+    year, month, day = match[2].split("-")
+    origin = np.datetime64(f"{int(year):04}-{int(month):02}-{int(day):02}", "s").astype(np.int64)
+    origin += int(match[3] or 0) * 3600 + int(match[4] or 0) * 60 + int(match[5] or 0)
+    hours = (values * _SECONDS[match[1]] + float(origin)) / 3600
+    rounded = np.rint(hours)
+    if values.size and abs(hours - rounded).max() > 1e-3:
+        raise AqnetError(f"{path}: 'time' holds times that are no whole hours")
+    return rounded.astype(np.int64)

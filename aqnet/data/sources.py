@@ -1,0 +1,247 @@
+"""Source files (CF NetCDF, AQ_NET2 yearly Zarr) as one view of hourly fields in aqnet's units."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aqnet.config import STATIC_VARIABLES, Data, Source
+from aqnet.data import units
+from aqnet.data.source_files import SourceFile, open_file
+from aqnet.errors import AqnetError
+
+Array = NDArray[np.float32]
+
+_MISSING = -999.0  # what older AQ_NET2 stores hold outside China
+_SAME_PLACE = 1e-4  # degrees; coordinates of one grid differ by rounding only
+_LAT_NAMES = ("lat2d", "lat", "latitude", "XLAT")
+_LON_NAMES = ("lon2d", "lon", "longitude", "XLONG")
+
+
+def hour_text(hour: int) -> str:
+    """An hour since 1970 as `2013-01-31 06:00`."""
+    return str(np.datetime64(int(hour), "h").astype("datetime64[m]")).replace("T", " ")
+
+
+def coordinates(file: SourceFile) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Latitude and longitude of a file's cells [degrees], float64, both of shape [H, W].
+
+    Raises:
+        AqnetError: the file has no such coordinates, or they hold missing values.
+    """
+    lat, lon = (_first_of(file, names) for names in (_LAT_NAMES, _LON_NAMES))
+    if lat.ndim == lon.ndim == 1:
+        lat, lon = np.meshgrid(lat, lon, indexing="ij")
+    if lat.ndim != 2 or lat.shape != lon.shape:
+        raise AqnetError(
+            f"{file.path}: latitude has shape {lat.shape} and longitude {lon.shape}; "
+            "expected both 1-D, or both of shape (y, x)"
+        )
+    if not (np.isfinite(lat).all() and np.isfinite(lon).all()):
+        raise AqnetError(f"{file.path}: latitude or longitude holds missing values")
+    return lat, lon
+
+
+def _first_of(file: SourceFile, names: Sequence[str]) -> NDArray[np.float64]:
+    for name in names:
+        if name in file.dimensions:
+            return file.read(name)
+    raise AqnetError(f"{file.path}: no coordinate {' or '.join(names[1:3])} in the file")
+
+
+def check_times(path: Path, times: NDArray[np.int64]) -> None:
+    """Refuse times that are not strictly ascending, by name.
+
+    Raises:
+        AqnetError: there are none, or two are equal or out of order.
+    """
+    if len(times) == 0:
+        raise AqnetError(f"{path}: the file holds no time")
+    steps = np.diff(times)
+    for what, wrong in (("duplicated", steps == 0), ("unsorted", steps < 0)):
+        if wrong.any():
+            row = int(np.argmax(wrong)) + 1
+            raise AqnetError(
+                f"{path}: times are {what}: row {row} ({hour_text(times[row])}) follows "
+                f"{hour_text(times[row - 1])}; sort the file and keep each hour once"
+            )
+
+
+class SourceView:
+    """All files of one source, in time order.
+
+    Attributes:
+        files: paths, in time order.
+        times: hours since 1970-01-01 00:00 UTC, int64, shape [N], strictly ascending.
+        lat, lon: degrees, float64, shape [H, W].
+        noise: per variable, how many values between -0.01 and 0 ug/m3 became 0 so far.
+    """
+
+    def __init__(self, source: Source, given_units: dict[str, str] | None = None) -> None:
+        """Find the files and read their times and grids.
+
+        Raises:
+            AqnetError: no file, files of two layouts, unreadable files, unsorted or duplicated
+                times, or a grid that differs between files.
+        """
+        self._names, self._given_units = source.names, given_units or {}
+        # Path.glob takes no absolute pattern
+        paths = sorted(Path(found) for found in glob.glob(source.path))  # noqa: PTH207
+        if not paths:
+            raise AqnetError(f"data.sources: no file matches {source.path!r}")
+        if len({path.is_dir() for path in paths}) > 1:
+            raise AqnetError(f"data.sources: {source.path!r} matches both NetCDF files and stores")
+        found = []
+        for path in paths:
+            with open_file(path) as file:
+                times = file.times()
+                check_times(path, times)
+                self._check_grid(file)
+            found.append((times, path))
+        found.sort(key=lambda item: int(item[0][0]))
+        self.files = tuple(path for _, path in found)
+        self._starts = np.cumsum([0, *(len(times) for times, _ in found)])
+        self.times = np.concatenate([times for times, _ in found])
+        self._check_overlap(found)
+        self.noise: Counter[str] = Counter()
+
+    def _check_grid(self, file: SourceFile) -> None:
+        lat, lon = coordinates(file)
+        if not hasattr(self, "lat"):
+            self.lat, self.lon, self._grid_of = lat, lon, file.path
+            return
+        where = f"{file.path}: the grid differs from that of {self._grid_of}"
+        if lat.shape != self.lat.shape:
+            raise AqnetError(f"{where}: shape {lat.shape}, expected {self.lat.shape}")
+        if abs(lat - self.lat).max() > _SAME_PLACE or abs(lon - self.lon).max() > _SAME_PLACE:
+            reversed_ = abs(lat[::-1] - self.lat).max() <= _SAME_PLACE
+            reason = "latitude runs the other way" if reversed_ else "other coordinates"
+            raise AqnetError(f"{where}: {reason}; bring all files to one grid")
+
+    def _check_overlap(self, found: list[tuple[NDArray[np.int64], Path]]) -> None:
+        for (before, first), (after, second) in itertools.pairwise(found):
+            if after[0] <= before[-1]:
+                raise AqnetError(
+                    f"{second}: times are duplicated or overlap: it starts at "
+                    f"{hour_text(after[0])}, but {first} ends at {hour_text(before[-1])}"
+                )
+
+    def file_name(self, name: str) -> str:
+        """What the files call the variable `name`."""
+        return self._names.get(name, name)
+
+    def check_variables(self, names: Sequence[str], rows: slice) -> None:
+        """Refuse files of `rows` that lack one of `names` or spell units aqnet cannot read.
+
+        Raises:
+            AqnetError: names the file, the variable and what to do.
+        """
+        for path, _ in self.pieces(rows):
+            with open_file(path) as file:
+                for name in names:
+                    self._conversion(file, name)
+                    dims = file.dimensions[self.file_name(name)]
+                    if len(dims) != 3:
+                        raise AqnetError(
+                            f"{path}: variable {self.file_name(name)!r} has dimensions {dims}; "
+                            "expected (time, y, x)"
+                        )
+
+    def read(self, names: Sequence[str], rows: slice) -> Array:
+        """Fields of `names` at `times[rows]`, in aqnet's units, NaN where missing.
+
+        Returns:
+            float32, shape [rows, len(names), H, W].
+        Raises:
+            AqnetError: a variable is missing or unreadable, has the wrong shape or units,
+                infinite values, or concentrations below -0.01 ug/m3.
+        """
+        start, stop, _ = rows.indices(len(self.times))
+        block = np.empty((stop - start, len(names), *self.lat.shape), np.float32)
+        done = 0
+        for path, piece in self.pieces(rows):
+            size = piece.stop - piece.start
+            with open_file(path) as file:
+                for channel, name in enumerate(names):
+                    block[done : done + size, channel] = self._field(file, name, piece)
+            done += size
+        return block
+
+    def static(self, name: str) -> Array:
+        """A static field in aqnet's unit, NaN where missing, float32, shape [H, W].
+
+        Raises:
+            AqnetError: the first file lacks it, it depends on time, or its unit is unknown.
+        """
+        with open_file(self.files[0]) as file:
+            return self._field(file, name, None)
+
+    def pieces(self, rows: slice) -> Iterator[tuple[Path, slice]]:
+        """The files that hold `times[rows]`, each with its own rows."""
+        start, stop, _ = rows.indices(len(self.times))
+        for path, first, after in zip(self.files, self._starts, self._starts[1:], strict=False):
+            low, high = max(start, int(first)), min(stop, int(after))
+            if low < high:
+                yield path, slice(low - int(first), high - int(first))
+
+    def _conversion(self, file: SourceFile, name: str) -> units.Conversion:
+        inside = self.file_name(name)
+        if inside not in file.dimensions:
+            raise AqnetError(
+                f"{file.path}: variable {inside!r} (aqnet's {name!r}) is missing; the file holds "
+                f"{', '.join(sorted(file.dimensions))}; map it in data.sources[].names"
+            )
+        unit = self._given_units.get(name, file.unit(inside))
+        return units.conversion(name, unit, f"{file.path}: variable {inside!r}")
+
+    def _field(self, file: SourceFile, name: str, rows: slice | None) -> Array:
+        factor, offset, unit = self._conversion(file, name)
+        where = f"{file.path}: variable {self.file_name(name)!r}"
+        values = missing_to_nan(file.read(self.file_name(name), rows)) * factor + offset
+        size = () if rows is None else (rows.stop - rows.start,)
+        if values.shape != (*size, *self.lat.shape):
+            raise AqnetError(
+                f"{where} has shape {values.shape}, expected {(*size, *self.lat.shape)}"
+            )
+        if np.isinf(values).any():
+            raise AqnetError(f"{where} holds infinite values; mark them as missing in the file")
+        if unit == units.CONCENTRATION:
+            values, zeroed, lowest = units.without_noise(values)
+            self.noise[name] += zeroed
+            if lowest < 0:
+                raise AqnetError(
+                    f"{where} holds {lowest:.4g} ug/m3; a concentration below "
+                    f"-{units.PACKING_NOISE} ug/m3 is no packing noise: mark it as missing"
+                )
+        return values.astype(np.float32)
+
+
+def missing_to_nan(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """-999 as NaN."""
+    return np.where(values == _MISSING, np.nan, values)
+
+
+def open_sources(data: Data) -> SourceView:
+    """The source files that a config names.
+
+    Raises:
+        AqnetError: the config names none or several, or see `SourceView`.
+    """
+    if len(data.sources) != 1:
+        raise AqnetError(
+            f"data.sources lists {len(data.sources)} sources; expected exactly one: sources are "
+            "never mixed in one set of stores"
+        )
+    return SourceView(data.sources[0], data.units)
+
+
+def dynamic_names(data: Data) -> tuple[str, ...]:
+    """Variables with a time: inputs, then targets that are no input."""
+    names = [name for name in data.variables if name not in STATIC_VARIABLES]
+    return (*names, *(name for name in data.targets if name not in names))
