@@ -1,0 +1,124 @@
+"""Mean and standard deviation of each variable over the training years and the domain."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aqnet.batch import Statistics
+from aqnet.config import STATIC_VARIABLES, Config
+from aqnet.data import split
+from aqnet.data.store import Store
+from aqnet.errors import AqnetError
+
+Moments = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
+
+
+def moments(values: NDArray[np.float32]) -> Moments:
+    """Count, mean and sum of squared deviations over the finite values of each row of [V, n]."""
+    wide = values.astype(np.float64)
+    finite = np.isfinite(wide)
+    count = finite.sum(axis=1).astype(np.float64)
+    mean = np.where(finite, wide, 0.0).sum(axis=1) / np.maximum(count, 1.0)
+    deviation = np.where(finite, wide - mean[:, None], 0.0)
+    return count, mean, (deviation**2).sum(axis=1)
+
+
+def merge(first: Moments, second: Moments) -> Moments:
+    """Moments of two disjoint sets taken together (Chan, Golub and LeVeque 1979)."""
+    count = first[0] + second[0]
+    share = second[0] / np.maximum(count, 1.0)
+    step = second[1] - first[1]
+    squares = first[2] + second[2] + step**2 * first[0] * share
+    return count, first[1] + step * share, squares
+
+
+def compute(config: Config, stores: Sequence[Store]) -> Statistics:
+    """Stream the training split once; only finite values inside the domain mask count.
+
+    Raises:
+        AqnetError: a variable has no value there.
+    """
+    names = tuple(name for name in config.data.variables if name not in STATIC_VARIABLES)
+    names += tuple(name for name in config.data.targets if name not in names)
+    statics = tuple(name for name in config.data.variables if name in STATIC_VARIABLES)
+    total: Moments = (np.zeros(len(names)), np.zeros(len(names)), np.zeros(len(names)))
+    periods = split.intervals(config.data.split.train)
+    for store in stores:
+        channels = [store.names.index(name) for name in names]
+        mask = store.grid.mask.numpy()
+        wanted = [(store.time >= first) & (store.time < end) for first, end in periods]
+        for row in np.flatnonzero(np.any(wanted, axis=0)):
+            total = merge(total, moments(store.read(int(row))[channels][:, mask]))
+    if statics:
+        grid = stores[0].grid
+        coordinates = {"lat2d": grid.lat.numpy(), "lon2d": grid.lon.numpy()}
+        fields = [{**stores[0].static, **coordinates}[name][grid.mask.numpy()] for name in statics]
+        total = _join(total, moments(np.stack(fields)))
+    return _statistics((*names, *statics), total, config.data.stores)
+
+
+def write(config: Config, stores: Sequence[Store]) -> Path:
+    """Compute the statistics and write them with what they were made from; returns the file."""
+    content = {
+        "statistics": compute(config, stores).to_dict(),
+        "train": list(config.data.split.train),
+        "stores": {store.path.name: store.checksum for store in stores},
+    }
+    path = Path(config.data.stores) / "statistics.json"
+    partial = path.with_suffix(".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    return path
+
+
+def read(config: Config, stores: Sequence[Store]) -> Statistics:
+    """The statistics beside the stores.
+
+    Raises:
+        AqnetError: they are missing, unreadable, or made from other stores, another training
+            split or other variables.
+    """
+    path = Path(config.data.stores) / "statistics.json"
+    again = "run python -m aqnet.data.prepare again"
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found = Statistics.from_dict(content["statistics"])
+        train, checksums = content["train"], content["stores"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise AqnetError(f"{path}: cannot read the statistics ({error!r}); {again}") from None
+    if train != list(config.data.split.train):
+        wanted = list(config.data.split.train)
+        raise AqnetError(f"{path}: made from the training split {train}, not {wanted}; {again}")
+    for store in stores:
+        if checksums.get(store.path.name) != store.checksum:
+            raise AqnetError(f"{path}: made from another {store.path.name}; {again}")
+    for name in (*config.data.variables, *config.data.targets):
+        if name not in found.names:
+            raise AqnetError(f"{path}: lacks the variable {name!r}; {again}")
+    return found
+
+
+def _join(first: Moments, second: Moments) -> Moments:
+    """Moments of different variables, one after another."""
+    count, mean, squares = (np.concatenate(pair) for pair in zip(first, second, strict=True))
+    return count, mean, squares
+
+
+def _statistics(names: tuple[str, ...], total: Moments, where: str) -> Statistics:
+    count, mean, squares = total
+    for name, number in zip(names, count, strict=True):
+        if number == 0:
+            raise AqnetError(f"{where}: {name!r} has no value in the domain and training split")
+    std = np.sqrt(squares / count)
+    std = np.where(std > 0, std, 1.0)  # a constant field is normalised to 0
+    return Statistics(names, tuple(mean.tolist()), tuple(std.tolist()))
