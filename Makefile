@@ -1,7 +1,7 @@
 # README's commands. Everything they install goes to .venv, everything they write to demo/.
 PYTHON ?= python3
 BIN := .venv/bin
-.PHONY: check test slow
+.PHONY: check test slow demo-data
 
 .venv/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -18,3 +18,7 @@ test: .venv/installed
 
 slow: .venv/installed
 	$(BIN)/python -m pytest -m slow || test $$? -eq 5
+
+demo-data: .venv/installed
+	test -d demo/world || $(BIN)/python -m aqnet.data.synthetic --output demo/world --years 2015-2018
+	$(BIN)/python -m aqnet.data.prepare --config configs/demo.yaml --workers 2

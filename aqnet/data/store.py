@@ -116,15 +116,15 @@ class Store:
     so that forked and spawned loader workers each have their own."""
 
     def __init__(self, path: Path, group: zarr.Group) -> None:
-        attributes = dict(group.attrs)
+        attributes: dict[str, Any] = dict(group.attrs)
         self.path = path
         self.attributes = attributes
-        self.names: tuple[str, ...] = tuple(attributes["names"])  # type: ignore[arg-type]
-        self.units: dict[str, str] = attributes["units"]  # type: ignore[assignment]
+        self.names: tuple[str, ...] = tuple(attributes["names"])
+        self.units: dict[str, str] = attributes["units"]
         self.checksum = str(attributes["checksum"])
         self.time: NDArray[np.int64] = _get(group, "time")
         statics = _get(group, "static")
-        static_names: list[str] = attributes["static_names"]  # type: ignore[assignment]
+        static_names: list[str] = attributes["static_names"]
         self.static = dict(zip(static_names, statics, strict=True))
         elevation = self.static.get("elevation")
         self.grid = Grid(
