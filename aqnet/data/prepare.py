@@ -50,6 +50,11 @@ def prepare(config: Config, workers: int = 1) -> None:
             f"data.resample is {config.data.resample!r}; prepare keeps the native grid only: set "
             "data.resample: none and leave data.shape out"
         )
+    if config.data.winds != "earth":
+        raise AqnetError(
+            "data.winds is 'grid'; prepare does not rotate winds yet: give winds relative to the "
+            "earth and set data.winds: earth"
+        )
     sources = open_sources(config.data)
     years = _years(config)
     for year in years:  # before anything is written

@@ -49,6 +49,7 @@ def test_stores_hold_what_the_source_holds(world: Path, tmp_path: Path):
     ("data", "words"),
     [
         ({"sources": [{"path": "nowhere/*.zarr"}]}, "nowhere"),
+        ({"winds": "grid"}, "data.winds"),
         ({"split": {"train": ["2014"], "validation": ["2015"], "test": ["2015"]}}, "2014"),
     ],
 )
