@@ -2,15 +2,17 @@
 
 Invented, not measured: made so that wind and terrain matter to the forecast. Per hour:
 
-    psi    = sum_i a_i exp(-((lon - lon_i(t))^2 / 128 + (lat - lat_i(t))^2 / 72))   weather systems
-    u, v   = U - d psi / dy, d psi / dx
+    psi    = sum_i a_i exp(-((lon - lon_i(t))^2 / 128 + (lat - lat_i(t))^2 / 72))   lows > 0
+    u, v   = U + d psi / dy, -d psi / dx
     wind  <- (1 - b) (wind - c (wind . n) n)      n up-slope direction, b height drag, c blocking
-    c*(x)  = c(x - wind dt)                      semi-Lagrangian, bilinear, six half-cell substeps
-    c     <- c* + k lap(c*) + E(t) / h - (deposition + washout rain) c
-    NO2 + O3 titration, photolysis by the sun, PM2.5 <- PM2.5 + s (SO2 + NO2) rh
+    q*(x)  = q(x - wind dt)                      semi-Lagrangian, bilinear, dt = 1 h
+    q     <- q* + k lap(q*) + E(t) + (deposition + washout rain) (background - q)
+    NO2 + O3 titration, O3 made by the sun, PM2.5 <- PM2.5 + s (SO2 + NO2) humidity
 
-h is the depth of the mixed layer (day deep, night shallow). Blocking removes the part of the
-wind that climbs a slope, so that it turns along ridges (channelling). Units: ug/m3, m/s, K, Pa, %.
+E follows population, less by day (a deeper mixed layer) and in summer. Blocking removes part of
+the wind that climbs or descends a slope, so that what is left runs along ridges (channelling).
+Every year starts afresh with ten days of spin-up: fields are not continuous at New Year.
+Units: ug/m3, m/s, K, Pa, %.
 """
 
 import argparse
@@ -173,7 +175,7 @@ def _put(
         dtype=data.dtype,
         dimension_names=dims,
         fill_value=np.nan if data.dtype.kind == "f" else 0,
-        chunks=data.shape if data.ndim < 3 else (240, *data.shape[1:]),
+        chunks=data.shape if data.ndim < 3 else (min(240, len(data)), *data.shape[1:]),
     )
     array[...] = data
     array.attrs.update(attributes)

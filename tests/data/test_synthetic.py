@@ -33,9 +33,9 @@ def test_nan_lies_exactly_outside_one_mask_and_xarray_opens_the_store(tmp_path: 
     xarray = pytest.importorskip("xarray")
     world = World(16, 24)
     path = write_year(tmp_path, world, 2016, 0, hours=30)
-    group = zarr.open_group(path, mode="r")
+    arrays = dict(zarr.open_group(path, mode="r").arrays())
     for name in UNITS:
-        values = np.asarray(group[name][:])
+        values = np.asarray(arrays[name][:])
         assert (np.isfinite(values) == world.mask).all()
     with xarray.open_zarr(path, consolidated=False) as data:
         assert str(data.time.values[0]).startswith("2016-01-01T00")
