@@ -1,0 +1,116 @@
+"""Scalars for TensorBoard, `metrics.jsonl` and the terminal, and where the time went."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+class Stopwatch:
+    """Seconds spent in named parts since the last `shares`; parts must not be nested."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._seconds: dict[str, float] = {}
+        self._since = time.perf_counter()
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Count the time inside; on a GPU that is launching work, not doing it."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - start
+            self._seconds[name] = self._seconds.get(name, 0.0) + spent
+
+    def shares(self) -> tuple[float, dict[str, float]]:
+        """Wall seconds since the last call and each part's share, `other` included; restarts."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        now = time.perf_counter()
+        wall = max(now - self._since, 1e-9)
+        parts = dict(self._seconds)
+        parts["other"] = max(0.0, wall - sum(parts.values()))
+        self._seconds, self._since = {}, now
+        return wall, {name: seconds / wall for name, seconds in parts.items()}
+
+
+class Telemetry:
+    """Writes on the main rank of a run; on the others (`active` false) it does nothing."""
+
+    def __init__(self, run_dir: str | Path, active: bool, first_step: int = 0) -> None:
+        """`first_step`: steps already in the checkpoint; later records of a killed run go."""
+        self._active = active
+        if not active:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder = Path(run_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "metrics.jsonl"
+        _keep_until(path, first_step)
+        self._file = path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """One line of `metrics.jsonl` (a non-finite value is null) and one point per name."""
+        if not self._active:
+            return
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._file.write(json.dumps({"step": step, **finite}) + "\n")
+        self._file.flush()
+
+    def text(self, name: str, text: str) -> None:
+        """A text in TensorBoard, such as the resolved config."""
+        if self._active:
+            self._board.add_text(name, f"```\n{text}\n```")
+
+    def say(self, line: str) -> None:
+        """One line on the terminal."""
+        if self._active:
+            print(line, flush=True)
+
+    def progress(self, step: int, last_step: int | None, values: Mapping[str, float]) -> None:
+        """One line: step, scalars, and the shares of time (names `time/...`) in per cent."""
+        of = f"/{last_step}" if last_step is not None else ""
+        plain = [f"{name} {value:.4g}" for name, value in values.items() if "time/" not in name]
+        shares = [
+            f"{name.removeprefix('time/')} {100 * value:.0f}%"
+            for name, value in values.items()
+            if name.startswith("time/")
+        ]
+        self.say("  ".join([f"step {step}{of}", *plain, *shares]))
+
+    def close(self) -> None:
+        """Flush and close the files."""
+        if self._active:
+            self._board.close()
+            self._file.close()
+
+
+def _keep_until(path: Path, step: int) -> None:
+    """Drop the records after `step`, and a line that a kill cut short."""
+    if not path.exists():
+        return
+    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _is_kept(line, step)]
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    partial.replace(path)
+
+
+def _is_kept(line: str, step: int) -> bool:
+    try:
+        record: Any = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(record, dict) and record.get("step", step + 1) <= step
