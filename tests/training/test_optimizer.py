@@ -21,6 +21,7 @@ class Tiny(nn.Module):
         self.pos_embed = nn.Parameter(torch.randn(1, 5, 4))
         self.rho = nn.Parameter(torch.randn(2, 3))
         self.up = nn.Parameter(torch.randn(2))
+        self.proj_biases = nn.Parameter(torch.randn(3, 4))
         self.table = nn.Embedding(3, 4)
         self.blocks = nn.ModuleList([nn.Linear(4, 4) for _ in range(11)])
         self.norm = nn.LayerNorm((2, 4))
