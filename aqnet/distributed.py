@@ -1,0 +1,172 @@
+"""Everything that calls torch.distributed. All functions also work in one process without a group.
+
+There is one communicator, the default group: the first collective of a second RCCL group hung in
+13 of 17 runs on LUMI (laifs-container-recipes #44). Facts that need no collective go through the
+rendezvous store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import datetime
+import os
+import signal
+import warnings
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from aqnet.errors import AqnetError
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def start(timeout_seconds: float) -> torch.device:
+    """Join the other processes (as torchrun's environment says) and return this one's device.
+
+    Args:
+        timeout_seconds: after this long in one collective the run ends with an error.
+    Raises:
+        AqnetError: there are fewer GPUs on this node than processes, or the others did not come.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        _die_with_launcher()
+    device = _device(int(os.environ.get("LOCAL_RANK", "0")))
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1 or dist.is_initialized():
+        return device
+    try:
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            timeout=datetime.timedelta(seconds=timeout_seconds),
+            device_id=device if device.type == "cuda" else None,
+        )
+    except (dist.DistError, RuntimeError, ValueError) as error:
+        found = {key: os.environ.get(key) for key in ("RANK", "MASTER_ADDR", "MASTER_PORT")}
+        raise AqnetError(
+            f"the {size} processes did not find each other ({found}): {_one_line(error)}"
+        ) from error
+    return device
+
+
+def stop() -> None:
+    """Leave the process group (nothing to do without one)."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """This process's number, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes files and speaks."""
+    return rank() == 0
+
+
+def sum_(tensor: Tensor) -> Tensor:
+    """Sum over the processes, in place (any device); returns `tensor`."""
+    if world_size() > 1:
+        on_device = tensor.to(_group_device())
+        dist.all_reduce(on_device)
+        if on_device is not tensor:
+            tensor.copy_(on_device)
+    return tensor
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether `flag` is true on at least one process; all of them must call."""
+    return bool(sum_(torch.tensor(int(flag))).item()) if world_size() > 1 else flag
+
+
+def broadcast_object(obj: Any) -> Any:
+    """Rank 0's `obj`, on every process; what the others give is ignored."""
+    if world_size() == 1:
+        return obj
+    box = [obj if is_main() else None]
+    dist.broadcast_object_list(box, src=0, device=_group_device())
+    return box[0]
+
+
+def gather_objects(obj: Any) -> list[Any] | None:
+    """Every process's `obj` in the order of ranks, on rank 0; None on the others."""
+    if world_size() == 1:
+        return [obj]
+    boxes: list[Any] | None = [None] * world_size() if is_main() else None
+    dist.gather_object(obj, boxes, dst=0)
+    return boxes
+
+
+def barrier() -> None:
+    """Wait until every process has come here."""
+    sum_(torch.zeros(1))  # dist.barrier() guesses a device; a small sum does not
+
+
+def wrap(model: nn.Module) -> nn.Module:
+    """`model` with gradients averaged over the processes; `model` itself if there is only one.
+
+    Rank 0's parameters are given to all. Buffers are not exchanged: they are index tensors that
+    every process makes for itself.
+    """
+    if world_size() == 1:
+        return model
+    device = _group_device()
+    with warnings.catch_warnings():
+        # torch 2.13 says that the name will change, but its successor still sends buffers once
+        warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
+        return DistributedDataParallel(
+            model,
+            device_ids=[device.index] if device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+            broadcast_buffers=False,
+        )
+
+
+def no_sync(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
+    """Inside, backward leaves gradients local (all but the last micro-batch of a step)."""
+    if isinstance(model, DistributedDataParallel):
+        return model.no_sync()
+    return contextlib.nullcontext()
+
+
+def _device(local_rank: int) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    visible = torch.cuda.device_count()
+    if local_rank >= visible:
+        raise AqnetError(
+            f"process {local_rank} of this node has no GPU: {visible} visible; "
+            "start at most as many processes per node (--nproc_per_node)"
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def _group_device() -> torch.device:
+    if dist.get_backend() == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def _die_with_launcher() -> None:
+    """SIGKILL of torchrun alone would leave its workers writing; let the kernel end them."""
+    parent = os.getppid()
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    if os.getppid() != parent:  # it died before the call
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
