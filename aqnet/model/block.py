@@ -1,0 +1,61 @@
+"""The pre-norm transformer block."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aqnet.config import Model
+from aqnet.model.attention import Attention
+
+
+class DropPath(nn.Module):
+    """Leave out a residual branch for whole samples, at `rate`, while training."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape [B, L, D], unchanged in evaluation."""
+        if self.rate == 0.0 or not self.training:
+            return x
+        kept = torch.rand(x.shape[0], 1, 1, device=x.device) >= self.rate
+        return x * kept / (1.0 - self.rate)
+
+
+class Mlp(nn.Module):
+    """Two layers with GELU between."""
+
+    def __init__(self, dim: int, hidden: int, drop_rate: float) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+        self.drop = nn.Dropout(drop_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape [B, L, D] to the same."""
+        result: Tensor = self.drop(self.fc2(self.drop(F.gelu(self.fc1(x)))))
+        return result
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, model: Model, drop_path: float, terrain: bool) -> None:
+        super().__init__()
+        dim = model.embed_dim
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = Attention(dim, model.num_heads, model.drop_rate, terrain)
+        self.drop_path = DropPath(drop_path)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, int(dim * model.mlp_ratio), model.drop_rate)
+        self.terrain = terrain
+        self.window = model.window if model.attention == "window" else None
+
+    def forward(self, x: Tensor, elevation_km: Tensor) -> Tensor:
+        """Tokens [B, L, D] with elevations [L] or [B, L], in the order that windows cut."""
+        elevation = elevation_km if self.terrain else None
+        x = x + self.drop_path(self.attn(self.norm1(x), elevation, self.window))
+        return x + self.drop_path(self.mlp(self.norm2(x)))

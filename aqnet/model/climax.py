@@ -1,0 +1,289 @@
+"""ClimaX (Nguyen et al. 2023, arXiv 2301.10343) with wind scan, terrain and change prediction."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from aqnet.batch import Grid, Statistics
+from aqnet.config import Config, Model
+from aqnet.errors import AqnetError
+from aqnet.model.block import Block
+from aqnet.model.calendar import calendar_features, calendar_size
+from aqnet.model.embedding import TokenEmbeds, VariableAggregation, patch_pixels
+from aqnet.model.positions import fraction_features, patches_of, sincos_1d, sincos_2d
+from aqnet.model.wind_scan import WindScan
+
+LEAD_TIME_UNIT = 100.0  # hours, ClimaX's
+SCAN_FEATURES = 64
+
+
+class ClimaX(nn.Module):
+    """Forecasts of K lead times from one input time.
+
+    With global attention tokens stay in raster order, because attention does not see order; the
+    scan then acts through its embedding alone. With windows they are put in scan order, by row
+    and quarter turn in turn, and back at the end.
+
+    Raises:
+        AqnetError: at construction where config, grid and model do not fit together.
+    """
+
+    tokens: Tensor
+    lat: Tensor
+    lon: Tensor
+    elevation_km: Tensor
+    lead_times: Tensor
+    target_channels: Tensor
+    wind_mean: Tensor
+    wind_std: Tensor
+
+    def __init__(self, config: Config, grid: Grid, statistics: Statistics) -> None:
+        super().__init__()
+        model = config.model
+        _check(model, grid)
+        self.model, self.grid_shape = model, grid.shape
+        self.variables, self.targets = config.data.variables, config.data.targets
+        self.joint = model.lead_time_mode == "joint"
+        self._make_buffers(config, grid, statistics)
+        self._make_parameters(config, len(config.input_variables))
+
+    def _make_buffers(self, config: Config, grid: Grid, statistics: Statistics) -> None:
+        patches = patches_of(grid, self.model.patch)
+        self.patch_shape = patches.shape
+        everywhere = torch.ones_like(patches.domain)
+        chosen = patches.domain if self.model.tokens == "domain" else everywhere
+        tokens = chosen.nonzero().squeeze(1)
+        self.scan = WindScan(patches, tokens, self.model.regions)
+        buffers = {
+            "tokens": tokens,
+            "lat": patches.lat[tokens].float(),
+            "lon": patches.lon[tokens].float(),
+            "elevation_km": patches.elevation_km[tokens],
+            "lead_times": torch.tensor(config.data.lead_times),
+        }
+        if self.model.predict == "change":
+            channels = [self.variables.index(name) for name in self.targets]
+            buffers["target_channels"] = torch.tensor(channels)
+        if self.model.scan == "wind":
+            mean, std = statistics.of(("u", "v"))
+            self.wind_channels = [self.variables.index(name) for name in ("u", "v")]
+            buffers |= {"wind_mean": mean.float(), "wind_std": std.float()}
+        for name, tensor in buffers.items():
+            self.register_buffer(name, tensor, persistent=False)
+
+    def _make_parameters(self, config: Config, num_variables: int) -> None:
+        model, dim = self.model, self.model.embed_dim
+        num_leads = len(config.data.lead_times)
+        self.token_embeds = TokenEmbeds(num_variables, dim, model.patch)
+        self.var_embed = nn.Parameter(sincos_1d(torch.arange(num_variables).float(), dim)[None])
+        self.var_query = nn.Parameter(torch.zeros(1, 1, dim))
+        self.var_agg = VariableAggregation(dim, model.num_heads)
+        self.pos_embed = nn.Parameter(sincos_2d(*self.patch_shape, dim))
+        self.pos_drop = nn.Dropout(model.drop_rate)
+        if not self.joint:
+            self.lead_time_embed = nn.Linear(1, dim)
+        rates = torch.linspace(0.0, model.drop_path, model.depth).tolist()
+        self.blocks = nn.ModuleList(
+            Block(model, rate, _has_terrain(model, number)) for number, rate in enumerate(rates)
+        )
+        self.norm = nn.LayerNorm(dim)
+        outputs = model.patch**2 * (num_leads if self.joint else 1) * len(self.targets)
+        layers: list[nn.Module] = []
+        for _ in range(model.decoder_depth):
+            layers += [nn.Linear(dim, dim), nn.GELU()]
+        self.head = nn.Sequential(*layers, nn.Linear(dim, outputs))
+        self.apply(_initialise)
+        self._make_additions(num_leads)
+
+    def _make_additions(self, num_leads: int) -> None:
+        """What starts without effect: scan and calendar embeddings, and the head on a change."""
+        dim = self.model.embed_dim
+        if self.model.scan_embedding:
+            self.scan_embed = _zero_linear(SCAN_FEATURES, dim)
+        if self.model.calendar != "off":
+            size = calendar_size(self.model.calendar, num_leads if self.joint else 1)
+            self.calendar_embed = _zero_linear(size, dim)
+        if self.model.predict == "change":
+            self.rho = nn.Parameter(torch.zeros(num_leads, len(self.targets)))
+            for parameter in self.head[-1].parameters():
+                nn.init.zeros_(parameter)
+
+    def set_rho(self, rho: Tensor) -> None:
+        """Start from damped persistence with these correlations, shape [K, T].
+
+        Raises:
+            AqnetError: the model predicts values, or the shape is another.
+        """
+        if self.model.predict != "change":
+            raise AqnetError("set_rho needs model.predict: change; this model predicts values")
+        if rho.shape != self.rho.shape:
+            expected, found = list(self.rho.shape), list(rho.shape)
+            raise AqnetError(f"rho: expected shape {expected} (lead times, targets), found {found}")
+        with torch.no_grad():
+            self.rho.copy_(rho)
+
+    def check_lead_time(self, lead_time: Tensor) -> None:
+        """Refuse lead times [B, K] that this model was not made for (waits for the device).
+
+        Raises:
+            AqnetError: an hour is not in data.lead_times, or a joint model is asked for others.
+        """
+        known = self.lead_times.tolist()
+        for row in lead_time.tolist():
+            if self.joint and row != known:
+                raise AqnetError(
+                    f"lead_time {row}: a joint model forecasts data.lead_times {known} together; "
+                    "ask for these, or train with model.lead_time_mode: conditioned"
+                )
+            unknown = sorted(set(row) - set(known))
+            if unknown:
+                raise AqnetError(f"lead_time {unknown} h not in data.lead_times {known}")
+
+    def forward(self, fields: Tensor, time: Tensor, lead_time: Tensor) -> Tensor:
+        """Forecast the targets.
+
+        Lead times are checked here on a CPU. Elsewhere, and compiled, that would make the host
+        wait: there, unknown ones give NaN, and `check_lead_time` is for the caller.
+
+        Args:
+            fields: normalised, NaN where missing, shape [B, V, H, W].
+            time: input time, hours since 1970 UTC, int64, shape [B].
+            lead_time: hours, int64, shape [B, K].
+        Returns:
+            Normalised, shape [B, K, T, H, W], NaN outside the model's tokens.
+        """
+        if lead_time.device.type == "cpu" and not torch.compiler.is_compiling():
+            self.check_lead_time(lead_time)
+        batch, num_leads = lead_time.shape
+        matches = lead_time.unsqueeze(-1) == self.lead_times
+        height, width = self.grid_shape
+        patch = self.model.patch
+        fields = F.pad(fields, (0, -width % patch, 0, -height % patch), value=float("nan"))
+        sector = self._sectors(fields)
+        x = self._embed(fields, sector)
+        x = self._add_times(x, time, lead_time)
+        x = self._transform(self.pos_drop(x), sector.repeat_interleave(x.shape[0] // batch, dim=0))
+        x = self.head(self.norm(x)).to(fields.dtype)
+        forecast = self._to_fields(x, batch, num_leads)
+        if self.model.predict == "change":
+            rho = (matches.to(fields.dtype).unsqueeze(-1) * self.rho).sum(dim=2)
+            start = fields.index_select(1, self.target_channels).nan_to_num(0.0)
+            forecast = forecast + rho[..., None, None] * start.unsqueeze(1)
+        known = matches.any(dim=-1)
+        if self.joint:
+            known = (lead_time == self.lead_times).all(dim=-1, keepdim=True)
+        forecast = forecast.masked_fill(~known[..., None, None, None], float("nan"))
+        return forecast[..., :height, :width]
+
+    def _sectors(self, fields: Tensor) -> Tensor:
+        """Sector of each sample (and region), int64, [B, R * C]."""
+        if self.model.scan == "raster":
+            return self.scan.calm(fields.shape[0])
+        u, v = (
+            fields[:, channel] * self.wind_std[index] + self.wind_mean[index]
+            for index, channel in enumerate(self.wind_channels)
+        )
+        return self.scan.sectors(u, v)
+
+    def _embed(self, fields: Tensor, sector: Tensor) -> Tensor:
+        """Fields [B, V, H, W] to tokens [B, L, D] with position and scan."""
+        pixels = patch_pixels(fields, self.model.patch).index_select(1, self.tokens)
+        present = None
+        if self.model.missing == "ignore":
+            present = ~pixels.isnan().all(dim=-1)
+        affine = self.token_embeds.affine(self.var_embed)
+        x: Tensor = self.var_agg(pixels.nan_to_num(0.0), present, affine, self.var_query)
+        x = x + self.pos_embed.index_select(1, self.tokens)
+        if self.model.scan_embedding:
+            fraction = self.scan.fractions(sector).to(x.dtype)
+            x = x + self.scan_embed(fraction_features(fraction, SCAN_FEATURES))
+        return x
+
+    def _add_times(self, x: Tensor, time: Tensor, lead_time: Tensor) -> Tensor:
+        """Calendar and lead time; conditioned: [B, L, D] -> [B * K, L, D]."""
+        target_time = time.unsqueeze(1) + lead_time
+        if not self.joint:
+            num_leads = lead_time.shape[1]
+            hours = lead_time.reshape(-1, 1, 1).to(x.dtype) / LEAD_TIME_UNIT
+            x = x.repeat_interleave(num_leads, dim=0) + self.lead_time_embed(hours)
+            time, target_time = time.repeat_interleave(num_leads), target_time.reshape(-1, 1)
+        if self.model.calendar == "off":
+            return x
+        calendar = calendar_features(self.model.calendar, time, target_time, self.lat, self.lon)
+        result: Tensor = x + self.calendar_embed(calendar.to(x.dtype))
+        return result
+
+    def _transform(self, x: Tensor, sector: Tensor) -> Tensor:
+        """The blocks, on tokens [N, L, D] in raster order; sector [N, R * C]."""
+        if self.model.attention == "global":
+            for block in self.blocks:
+                x = self._run(block, x, self.elevation_km)
+            return x
+        turned = self.scan.quarter[sector[:, 0]]
+        order = [self.scan.orders[rows] for rows in (sector[:, 0], turned)]
+        rank = [self.scan.ranks[rows] for rows in (sector[:, 0], turned)]
+        elevation = [self.elevation_km[rows] for rows in order]
+        x = _gather(x, order[0])
+        for number, block in enumerate(self.blocks):
+            x = self._run(block, x, elevation[number % 2])
+            here, there = number % 2, (number + 1) % 2
+            last = number + 1 == len(self.blocks)
+            x = _gather(x, rank[here] if last else rank[here].gather(1, order[there]))
+        return x
+
+    def _run(self, block: nn.Module, x: Tensor, elevation_km: Tensor) -> Tensor:
+        if self.model.activation_checkpointing and self.training:
+            result: Tensor = checkpoint(block, x, elevation_km, use_reentrant=False)
+            return result
+        result = block(x, elevation_km)
+        return result
+
+    def _to_fields(self, x: Tensor, batch: int, num_leads: int) -> Tensor:
+        """Head's outputs, laid out (row, column, lead time, target), to [B, K, T, h * p, w * p]."""
+        (rows, columns), patch = self.patch_shape, self.model.patch
+        if self.model.tokens == "domain":
+            everywhere = x.new_full((x.shape[0], rows * columns, x.shape[2]), float("nan"))
+            x = everywhere.index_copy(1, self.tokens, x)
+        own = num_leads if self.joint else 1
+        x = x.reshape(x.shape[0], rows, columns, patch, patch, own, len(self.targets))
+        x = x.permute(0, 5, 6, 1, 3, 2, 4)
+        return x.reshape(batch, num_leads, len(self.targets), rows * patch, columns * patch)
+
+
+def _check(model: Model, grid: Grid) -> None:
+    if model.embed_dim % 4:
+        raise AqnetError(f"model.embed_dim {model.embed_dim} must be a multiple of 4")
+    if model.compatibility != "none":
+        raise AqnetError(
+            f"model.compatibility: {model.compatibility} is not built yet; use none (its default)"
+        )
+    if model.terrain.enabled and grid.elevation is None:
+        raise AqnetError(
+            "model.terrain.enabled is true, but the store has no elevation; set it to false"
+        )
+
+
+def _has_terrain(model: Model, number: int) -> bool:
+    blocks = model.terrain.blocks
+    return model.terrain.enabled and (blocks is None or number in blocks)
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+
+
+def _zero_linear(inputs: int, outputs: int) -> nn.Linear:
+    layer = nn.Linear(inputs, outputs)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _gather(x: Tensor, index: Tensor) -> Tensor:
+    """Tokens [N, L, D] in the order `index` [N, L]."""
+    return x.gather(1, index.unsqueeze(-1).expand_as(x))
