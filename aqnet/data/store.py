@@ -22,8 +22,11 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from aqnet.batch import Grid
 from aqnet.errors import AqnetError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 HOURS_PER_SHARD = 48
+# No field holds it. With NaN, Zarr's shards leave out hours that are missing everywhere, whatever
+# write_empty_chunks says, and a lost chunk could not be told from them.
+FILL = -np.inf
 TIME_UNITS = "hours since 1970-01-01 00:00:00"
 
 
@@ -42,7 +45,17 @@ class StoreWriter:
         fields[start_row : start_row + len(block)] = block
 
     def commit(self) -> None:
-        """Check that the store is whole, flush it to disk and rename it to its final name."""
+        """Check that the store is whole, flush it to disk and rename it to its final name.
+
+        Raises:
+            AqnetError: a time step was never written.
+        """
+        time = _get(self.group, "time")
+        for row in range(0, len(time), HOURS_PER_SHARD):
+            missing = ~_written(_shard(self.partial, row))[: len(time) - row]
+            for at in np.flatnonzero(missing)[:1]:
+                hour = np.datetime64(int(time[row + at]), "h")
+                raise AqnetError(f"{self.partial}: the fields of {hour} were never written")
         self.group.attrs["checksum"] = _checksum(self.partial)
         self.group.attrs["complete"] = True
         for file in self.partial.rglob("*"):
@@ -97,7 +110,7 @@ def create(
         chunks=(1, len(names), height, width),
         shards=(HOURS_PER_SHARD, len(names), height, width),
         dtype=dtype,
-        fill_value=float("nan"),
+        fill_value=FILL,
         compressors=[ZstdCodec(level=1), Crc32cCodec()],
         dimension_names=("time", "channel", "y", "x"),
         config={"write_empty_chunks": True},
@@ -150,9 +163,8 @@ class Store:
             self._fields = os.getpid(), array
         try:
             values: NDArray[np.float32] = np.asarray(self._fields[1][row], dtype=np.float32)
-            # Zarr reads a lost file as fill values
-            if np.isnan(values).all() and not self._shard(row).exists():
-                raise FileNotFoundError(f"{self._shard(row)} is missing")
+            if (values == FILL).all():  # Zarr does not raise where a file or a chunk is lost
+                raise FileNotFoundError(f"{_shard(self.path, row)} lacks the chunk")
         except (ValueError, RuntimeError, OSError, KeyError) as error:
             time = np.datetime64(int(self.time[row]), "h")
             raise AqnetError(
@@ -161,9 +173,6 @@ class Store:
             ) from None
         return values
 
-    def _shard(self, row: int) -> Path:
-        return self.path / "fields" / "c" / str(row // HOURS_PER_SHARD) / "0" / "0" / "0"
-
 
 def open_store(path: str | Path) -> Store:
     """Open a finished store.
@@ -171,7 +180,7 @@ def open_store(path: str | Path) -> Store:
     Raises:
         AqnetError: it is missing, unfinished, of another format version, or lacks shard files.
     """
-    path = Path(path)
+    path, again = Path(path), "remove it and prepare it again"
     if not path.is_dir():
         raise AqnetError(f"{path}: no such store; make it with python -m aqnet.data.prepare")
     try:
@@ -179,10 +188,10 @@ def open_store(path: str | Path) -> Store:
     except (ValueError, FileNotFoundError) as error:
         raise AqnetError(f"{path}: not a training store ({error})") from None
     if not group.attrs.get("complete"):
-        raise AqnetError(f"{path}: not a finished training store; remove it and prepare it again")
+        raise AqnetError(f"{path}: not a finished training store; {again}")
     version = group.attrs.get("format_version")
     if version != FORMAT_VERSION:
-        raise AqnetError(f"{path}: format version {version}, expected {FORMAT_VERSION}")
+        raise AqnetError(f"{path}: format version {version}, expected {FORMAT_VERSION}; {again}")
     store = Store(path, group)
     shards = sum(1 for file in (path / "fields").rglob("*") if file.is_file()) - 1
     expected = -(-len(store.time) // HOURS_PER_SHARD)
@@ -204,6 +213,24 @@ def _get(group: zarr.Group, name: str) -> NDArray[Any]:
     array = group[name]
     assert isinstance(array, zarr.Array)
     return np.asarray(array[...])
+
+
+def _shard(store: Path, row: int) -> Path:
+    return store / "fields" / "c" / str(row // HOURS_PER_SHARD) / "0" / "0" / "0"
+
+
+def _written(shard: Path) -> NDArray[np.bool_]:
+    """Which chunks a shard file holds, by the index of (offset, length) pairs at its end, in which
+    a missing chunk is all ones (sharding codec of the Zarr v3 specification)."""
+    if not shard.exists():
+        return np.zeros(HOURS_PER_SHARD, dtype=bool)
+    checksum_bytes = 4
+    with shard.open("rb") as file:
+        file.seek(-HOURS_PER_SHARD * 16 - checksum_bytes, os.SEEK_END)
+        pairs = np.frombuffer(file.read(HOURS_PER_SHARD * 16), dtype="<u8")
+    pairs = pairs.reshape(HOURS_PER_SHARD, 2)
+    missing: NDArray[np.bool_] = (pairs == np.iinfo(np.uint64).max).all(axis=1)
+    return ~missing
 
 
 def _checksum(folder: Path) -> str:

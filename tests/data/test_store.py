@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import zarr
 
 from aqnet.batch import Grid
 from aqnet.data import store
@@ -83,6 +84,17 @@ def test_an_unfinished_store_is_never_read(tmp_path: Path):
         store.open_store(tmp_path / "2015.zarr.partial")
 
 
+def test_a_store_with_an_hour_never_written_is_not_finished(tmp_path: Path):
+    writer = begin(tmp_path / "2015.zarr")
+    writer.write(0, fields()[:60])
+    writer.write(61, fields()[61:])
+    with pytest.raises(AqnetError, match="2015-08-22T04 were never written"):
+        writer.commit()
+    writer.write(60, fields()[60:61])
+    writer.commit()
+    assert np.isnan(store.open_store(tmp_path / "2015.zarr").read(7)).all()  # written as missing
+
+
 def test_a_finished_store_is_not_overwritten(written: Path):
     with pytest.raises(AqnetError, match="exists already"):
         begin(written)
@@ -118,6 +130,18 @@ def test_missing_files_are_noticed_when_opening(written: Path):
     shards(written)[1].unlink()
     with pytest.raises(AqnetError, match="2 files of fields, expected 3"):
         store.open_store(written)
+
+
+def test_hours_missing_everywhere_have_a_chunk_of_their_own(written: Path):
+    assert store._written(shards(written)[0]).all()
+    assert np.isnan(store.open_store(written).read(7)).all()
+
+
+def test_a_chunk_lost_inside_a_shard_is_named(written: Path):
+    array = zarr.open_group(written, mode="r+")["fields"]
+    array[7:8] = store.FILL  # Zarr leaves it out of the shard
+    with pytest.raises(AqnetError, match=r"2015\.zarr: the fields of 2015-08-19T23"):
+        store.open_store(written).read(7)
 
 
 def test_files_lost_after_opening_are_never_read_as_missing_values(written: Path):
