@@ -1,0 +1,257 @@
+"""Samples found by time: (input time, lead times) to normalised fields, targets and mask."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from aqnet.batch import Batch, Statistics
+from aqnet.config import STATIC_VARIABLES, Config
+from aqnet.data import split
+from aqnet.data.store import Store, open_store
+from aqnet.errors import AqnetError
+
+Hours = NDArray[np.int64]
+Flags = NDArray[np.bool_]
+
+
+def open_stores(config: Config) -> list[Store]:
+    """The stores of all years of the split, in time order.
+
+    Raises:
+        AqnetError: one is missing, unfinished, on another grid, or lacks a variable; or two hold
+            the same hour.
+    """
+    periods = config.data.split
+    years = split.years((*periods.train, *periods.validation, *periods.test))
+    stores = [open_store(Path(config.data.stores) / f"{year}.zarr") for year in years]
+    for store in stores:
+        _check_store(store, stores[0], config)
+    return stores
+
+
+class TimeIndex:
+    """Every hour of several stores: whether it exists, and its fields."""
+
+    def __init__(self, stores: Sequence[Store]) -> None:
+        self.stores = stores
+        hours = np.concatenate([store.time for store in stores])
+        owners = np.repeat(np.arange(len(stores)), [len(store.time) for store in stores])
+        rows = np.concatenate([np.arange(len(store.time)) for store in stores])
+        order = np.argsort(hours, kind="stable")
+        self.hours: Hours = hours[order]
+        self._owners, self._rows = owners[order], rows[order]
+        for at in np.flatnonzero(self.hours[1:] == self.hours[:-1])[:1]:
+            names = " and ".join(str(stores[self._owners[place]].path) for place in (at, at + 1))
+            time = np.datetime64(int(self.hours[at]), "h")
+            raise AqnetError(f"{names}: the hour {time} is there twice; prepare the stores again")
+
+    def read(self, hour: int) -> NDArray[np.float32] | None:
+        """Fields [C, H, W] of one hour in physical units, NaN = missing; None where there is none.
+
+        Raises:
+            AqnetError: the chunk is damaged; store and time are named.
+        """
+        at = int(np.searchsorted(self.hours, hour))
+        if at == len(self.hours) or self.hours[at] != hour:
+            return None
+        return self.stores[self._owners[at]].read(int(self._rows[at]))
+
+
+class ForecastDataset(Dataset[Batch]):
+    """Map-style: item i is input time `times[i]` with all lead times, without the batch axis.
+
+    A sample exists where all its input times do; it belongs to a split by its input time and by
+    all its existing targets. A target time without data is a masked target.
+
+    Attributes:
+        times: input times, hours since 1970 UTC, ascending, int64, shape [N].
+        grid: where the cells are.
+    """
+
+    def __init__(self, config: Config, split_name: str, statistics: Statistics) -> None:
+        """Find the samples of `split_name` (train, validation or test); nothing is read yet.
+
+        Raises:
+            AqnetError: a store or a variable is missing, or the split holds no sample.
+        """
+        data = config.data
+        self.config, self.split_name = config, split_name
+        self.index = TimeIndex(open_stores(config))
+        first = self.index.stores[0]
+        self.grid = first.grid
+        self.lead_times = torch.tensor(data.lead_times)
+        self.times, self._facts = _samples(config, split_name, self.index.hours)
+        if len(self.times) == 0:
+            raise AqnetError(f"data.split.{split_name}: no sample in {data.stores}. {self._facts}")
+        self._input_numbers = _numbers(statistics, config.input_variables)
+        self._target_numbers = _numbers(statistics, data.targets)
+        self._history = data.history_hours
+        names = list(enumerate(data.variables))
+        self._static_places = [at for at, name in names if name in STATIC_VARIABLES]
+        self._dynamic_places = [at for at, name in names if name not in STATIC_VARIABLES]
+        self._inputs = [first.names.index(data.variables[at]) for at in self._dynamic_places]
+        self._target_channels = [first.names.index(name) for name in data.targets]
+        fields = _statics(first)
+        statics = [fields[data.variables[at]] for at in self._static_places]
+        self._static = torch.stack(statics) if statics else torch.zeros(0, *self.grid.shape)
+        self._mask = self.grid.mask & torch.ones(len(data.targets), 1, 1, dtype=torch.bool)
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    def __getitem__(self, item: int) -> Batch:
+        """Batch of one item without the batch axis; -1 is the empty item, which reads nothing."""
+        if item == -1:
+            return self._empty()
+        if not 0 <= item < len(self.times):
+            raise IndexError(f"item {item} of {len(self.times)}")
+        time = int(self.times[item])
+        targets = torch.stack([self._targets(time + lead) for lead in self.config.data.lead_times])
+        mask = targets.isfinite() & self._mask
+        return Batch(self._fields(time), torch.tensor(time), self.lead_times, targets, mask)
+
+    def report(self) -> str:
+        """One line: how many samples there are and what was left out."""
+        return f"{self.split_name}: {len(self.times)} samples; {self._facts}"
+
+    def thinned(self, max_items: int | None) -> ForecastDataset:
+        """At most `max_items` items, always the same, evenly spread over this dataset's."""
+        if max_items is None or max_items >= len(self.times):
+            return self
+        other = copy.copy(self)
+        places = np.linspace(0, len(self.times) - 1, max_items).round().astype(np.int64)
+        other.times = self.times[places]
+        other._facts = f"evenly spread among {len(self.times)}; {self._facts}"
+        return other
+
+    def _fields(self, time: int) -> Tensor:
+        """Normalised inputs [V, H, W] of one time: `data.variables`, then the earlier hours."""
+        mean, std = self._input_numbers
+        parts = [self._read(time + hours, self._inputs) for hours in self._history]
+        fields = torch.empty(len(self.config.data.variables), *self.grid.shape)
+        fields[self._static_places] = self._static
+        fields[self._dynamic_places] = parts[0]
+        return (torch.cat([fields, *parts[1:]]) - mean) / std
+
+    def _targets(self, time: int) -> Tensor:
+        """Normalised targets [T, H, W], NaN where missing."""
+        mean, std = self._target_numbers
+        return (self._read(time, self._target_channels) - mean) / std
+
+    def _read(self, time: int, channels: list[int]) -> Tensor:
+        """Physical values [len(channels), H, W]; NaN everywhere where the hour does not exist."""
+        values = self.index.read(time)
+        if values is None:
+            return torch.full((len(channels), *self.grid.shape), torch.nan)
+        return torch.from_numpy(values[channels])
+
+    def _empty(self) -> Batch:
+        shape = (len(self.lead_times), len(self.config.data.targets), *self.grid.shape)
+        fields = torch.full((len(self._input_numbers[0]), *self.grid.shape), torch.nan)
+        targets = torch.full(shape, torch.nan)
+        time = torch.tensor(int(self.times[0]))
+        return Batch(fields, time, self.lead_times, targets, torch.zeros(shape, dtype=torch.bool))
+
+
+def collate(items: Sequence[Batch]) -> Batch:
+    """Items stacked along a new first axis."""
+    return Batch(*(torch.stack(tensors) for tensors in zip(*items, strict=True)))
+
+
+def loader(
+    dataset: ForecastDataset, batch_sampler: Sampler[list[int]], workers: int
+) -> DataLoader[Batch]:
+    """A loader of whole micro-batches, in pinned memory where there is a GPU.
+
+    Its generator is its own: iterating draws nothing from torch's default one.
+    """
+    return DataLoader(
+        dataset,
+        batch_sampler=batch_sampler,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=workers > 0,
+        generator=torch.Generator(),
+    )
+
+
+def target_fields(config: Config, split_name: str) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Every existing hour of a split in time order, with its targets.
+
+    Yields:
+        Hours since 1970 UTC, and physical values [T, H, W], NaN where missing or outside the mask.
+    """
+    index = TimeIndex(open_stores(config))
+    first = index.stores[0]
+    channels = [first.names.index(name) for name in config.data.targets]
+    mask = first.grid.mask.numpy()
+    for hour in index.hours[_inside(config, split_name, index.hours)].tolist():
+        values = index.read(hour)
+        assert values is not None
+        yield hour, np.where(mask, values[channels], np.float32(np.nan))
+
+
+def _samples(config: Config, split_name: str, hours: Hours) -> tuple[Hours, str]:
+    """Input times of a split, and a sentence on what was left out."""
+    data = config.data
+    candidates = hours[_inside(config, split_name, hours)]
+    earlier = candidates[:, None] + np.array(data.history_hours)
+    no_history = ~np.isin(earlier, hours).all(axis=1)
+    later = candidates[:, None] + np.array(data.lead_times)
+    exists = np.isin(later, hours)
+    crosses = (exists & ~_inside(config, split_name, later)).any(axis=1)
+    keep = ~no_history & ~crosses
+    facts = (
+        f"dropped {int((crosses & ~no_history).sum())} with a target outside the split and "
+        f"{int(no_history.sum())} without all of data.history_hours; of the targets kept, "
+        f"{int((~exists[keep]).sum())} times do not exist and are masked"
+    )
+    return candidates[keep], facts
+
+
+def _inside(config: Config, split_name: str, hours: Hours) -> Flags:
+    """Whether each hour lies in a split, same shape."""
+    inside = np.zeros(hours.shape, dtype=bool)
+    for first, end in split.intervals(getattr(config.data.split, split_name)):
+        inside |= (hours >= first) & (hours < end)
+    return inside
+
+
+def _statics(store: Store) -> dict[str, Tensor]:
+    coordinates = {"lat2d": store.grid.lat.float(), "lon2d": store.grid.lon.float()}
+    return {name: torch.from_numpy(field) for name, field in store.static.items()} | coordinates
+
+
+def _numbers(statistics: Statistics, names: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation, float32, shape [len(names), 1, 1]."""
+    try:
+        mean, std = statistics.of(names)
+    except KeyError as error:
+        raise AqnetError(f"the statistics lack the variable {error}; compute them again") from None
+    return mean.float()[:, None, None], std.float()[:, None, None]
+
+
+def _check_store(store: Store, first: Store, config: Config) -> None:
+    """Refuse a store that lacks a variable, or differs from the first in grid, mask or channels."""
+    again = "remove it and run python -m aqnet.data.prepare again"
+    known = {*store.names, *_statics(store)}
+    for name in (*config.data.variables, *config.data.targets):
+        if name not in known:
+            raise AqnetError(f"{store.path}: lacks the variable {name!r}; {again}")
+    if store.names != first.names or store.units != first.units:
+        raise AqnetError(f"{store.path}: other channels or units than {first.path}; {again}")
+    for what in ("lat", "lon", "mask"):
+        if not torch.equal(getattr(store.grid, what), getattr(first.grid, what)):
+            raise AqnetError(f"{store.path}: another {what} than {first.path}; {again}")
+    for name, field in first.static.items():
+        if not np.array_equal(store.static.get(name, np.array([])), field, equal_nan=True):
+            raise AqnetError(f"{store.path}: another {name} than {first.path}; {again}")

@@ -1,0 +1,247 @@
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from aqnet.batch import Statistics
+from aqnet.data import dataset, statistics
+from aqnet.data.sampler import EvaluationSampler
+from aqnet.data.store import Store
+from aqnet.errors import AqnetError
+from tests.data.worlds import FIRST, GAP, LAST, NAMES, config, grid, hour, value, write, write_both
+
+STATISTICS = Statistics(
+    ("temp", "pm25", "o3", "lat2d", "elevation"),
+    (280.0, 50.0, 60.0, 30.0, 5.0),
+    (5.0, 20.0, 10.0, 7.0, 2.0),
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("stores")
+    write_both(path)
+    return path
+
+
+def physical(name: str, time: int) -> np.ndarray:
+    if name == "lat2d":
+        return grid().lat.numpy()
+    if name == "elevation":
+        return grid().elevation.numpy()
+    if time in GAP or not FIRST <= time <= LAST:
+        return np.full((3, 4), np.nan)
+    return value(time)[NAMES.index(name)]
+
+
+def normalised(name: str, time: int) -> np.ndarray:
+    mean, std = (float(number) for number in STATISTICS.of((name,)))
+    return (physical(name, time) - mean) / std
+
+
+def test_every_item_holds_what_the_clock_says(folder: Path):
+    settings = config(folder)
+    train = dataset.ForecastDataset(settings, "train", STATISTICS)
+    for item in range(len(train)):
+        batch, time = train[item], int(train.times[item])
+        assert batch.time.item() == time
+        assert batch.lead_time.tolist() == [3, 24]
+        for place, name in enumerate(settings.data.variables):
+            np.testing.assert_allclose(batch.fields[place], normalised(name, time), rtol=1e-5)
+        for k, lead in enumerate((3, 24)):
+            for t, name in enumerate(("o3", "pm25")):
+                expected = normalised(name, time + lead)
+                np.testing.assert_allclose(batch.targets[k, t], expected, rtol=1e-4, atol=1e-6)
+                counts = np.isfinite(expected) & grid().mask.numpy()
+                np.testing.assert_array_equal(batch.mask[k, t], counts)
+    years = {str(np.datetime64(int(time), "h"))[:4] for time in train.times}
+    assert years == {"2015"}  # some of whose targets lie in the store of 2016
+    assert train.times.max() + 24 == hour("2016-01-01T23")
+
+
+def test_gap_masks_targets_and_removes_inputs(folder: Path):
+    train = dataset.ForecastDataset(config(folder), "train", STATISTICS)
+    times = train.times.tolist()
+    assert not set(GAP) & set(times)
+    item = train[times.index(GAP[0] - 3)]
+    assert item.targets[0].isnan().all()
+    assert not item.mask[0].any()
+    assert item.mask[1].any()
+
+
+def test_samples_whose_targets_lie_in_another_split_are_dropped_and_counted(folder: Path):
+    train = dataset.ForecastDataset(config(folder), "train", STATISTICS)
+    first, end = hour("2015-12-29"), hour("2016-01-02")
+    wanted = [time for time in range(first, end - 24) if time not in GAP]
+    assert train.times.tolist() == wanted
+    assert "dropped 24 with a target outside the split" in train.report()
+    masked = sum(time + lead in GAP for time in wanted for lead in (3, 24))
+    assert f"{masked} times do not exist" in train.report()
+    test = dataset.ForecastDataset(config(folder), "test", STATISTICS)
+    assert len(test) == 48  # after the last hour of all there is no split to leak into
+
+
+def test_history_adds_the_day_before_as_further_channels(folder: Path):
+    settings = config(folder, history_hours=[0, -24])
+    assert settings.input_variables[5:] == ("pm25@-24h", "temp@-24h", "o3@-24h")
+    train = dataset.ForecastDataset(settings, "train", STATISTICS)
+    assert train.times[0] == FIRST + 24
+    assert not {time + 24 for time in GAP} & set(train.times.tolist())
+    assert "27 without all of data.history_hours" in train.report()
+    for item in (0, 20):
+        fields, time = train[item].fields, int(train.times[item])
+        assert fields.shape == (8, 3, 4)
+        for place, name in enumerate(("pm25", "temp", "o3"), start=5):
+            np.testing.assert_allclose(fields[place], normalised(name, time - 24), rtol=1e-4)
+
+
+def test_history_may_lie_outside_the_split(folder: Path):
+    settings = config(folder, history_hours=[0, -24], lead_times=[3])
+    validation = dataset.ForecastDataset(settings, "validation", STATISTICS)
+    assert validation.times[0] == hour("2016-01-02")
+
+
+def test_an_item_reads_one_chunk_for_each_time(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    train = dataset.ForecastDataset(config(folder), "train", STATISTICS)
+    rows, read = [], Store.read
+    monkeypatch.setattr(Store, "read", lambda self, row: rows.append(row) or read(self, row))
+    _ = train[2]
+    assert sorted(rows) == [2, 5, 26]
+    _ = train[-1]
+    assert len(rows) == 3
+
+
+def test_the_empty_item_has_the_shapes_of_others_and_counts_nowhere(folder: Path):
+    train = dataset.ForecastDataset(config(folder), "train", STATISTICS)
+    empty = train[-1]
+    for tensor, other in zip(empty, train[0], strict=True):
+        assert tensor.shape == other.shape
+        assert tensor.dtype == other.dtype
+    assert empty.fields.isnan().all()
+    assert empty.targets.isnan().all()
+    assert not empty.mask.any()
+    with pytest.raises(IndexError):
+        _ = train[len(train)]
+    with pytest.raises(IndexError):
+        _ = train[-2]
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_workers_read_what_the_main_process_reads(folder: Path, start: str):
+    train = dataset.ForecastDataset(config(folder), "train", STATISTICS)
+    alone = [train[item] for item in range(8)]  # also makes zarr start its threads before the fork
+    sampler = EvaluationSampler(8, 4, 0, 1)
+    loader = DataLoader(
+        train,
+        batch_sampler=sampler,
+        num_workers=2,
+        collate_fn=dataset.collate,
+        multiprocessing_context=start,
+    )
+    found = list(loader)
+    for batch, items in zip(found, (alone[:4], alone[4:]), strict=True):
+        for tensor, expected in zip(batch, dataset.collate(items), strict=True):
+            torch.testing.assert_close(tensor, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_iterating_the_loader_leaves_the_default_random_numbers_alone(folder: Path):
+    train = dataset.ForecastDataset(config(folder), "train", STATISTICS)
+    before = torch.random.get_rng_state()
+    (batch,) = dataset.loader(train, EvaluationSampler(3, 4, 0, 1), 0)
+    assert batch.fields.shape == (3, 5, 3, 4)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_target_fields_are_physical_and_in_time_order(folder: Path):
+    found = list(dataset.target_fields(config(folder), "train"))
+    times = [time for time, _ in found]
+    assert times == [t for t in range(FIRST, hour("2016-01-02")) if t not in GAP]
+    for time, fields in found[::10]:
+        expected = np.where(grid().mask.numpy(), value(time)[[2, 1]], np.nan)
+        np.testing.assert_array_equal(fields, expected)
+
+
+def test_thinned_items_are_evenly_spread(folder: Path):
+    train = dataset.ForecastDataset(config(folder), "train", STATISTICS)
+    few = train.thinned(5)
+    assert len(few) == 5
+    assert {few.times[0], few.times[-1]} == {train.times[0], train.times[-1]}
+    assert train.thinned(1000) is train
+    assert len(train.thinned(len(train) - 1)) == len(set(train.thinned(len(train) - 1).times))
+
+
+def test_initial_rho_equals_a_loop_over_cells(folder: Path):
+    train = dataset.ForecastDataset(config(folder), "train", STATISTICS)
+    rho = statistics.initial_rho(train)
+    for k, lead in enumerate((3, 24)):
+        for t, name in enumerate(("o3", "pm25")):
+            top = bottom = 0.0
+            for time in train.times.tolist():
+                now, later = normalised(name, time), normalised(name, time + lead)
+                for y, x in zip(*np.nonzero(grid().mask.numpy()), strict=True):
+                    if np.isfinite(now[y, x]) and np.isfinite(later[y, x]):
+                        top += now[y, x] * later[y, x]
+                        bottom += now[y, x] ** 2
+            assert rho[k, t].item() == pytest.approx(top / bottom, rel=1e-5, abs=1e-6)
+
+
+def test_initial_rho_is_zero_where_there_is_no_pair(folder: Path):
+    settings = config(folder, lead_times=[3, 24 * 365])
+    test = dataset.ForecastDataset(settings, "test", STATISTICS)
+    rho = statistics.initial_rho(test)
+    assert rho[1].tolist() == [0.0, 0.0]
+    assert (rho[0] != 0).all()
+
+
+def test_damaged_chunk_is_named_with_its_time(tmp_path: Path):
+    write_both(tmp_path)
+    train = dataset.ForecastDataset(config(tmp_path), "train", STATISTICS)
+    shard = sorted(p for p in (tmp_path / "2015.zarr/fields/c").rglob("*") if p.is_file())[0]
+    data = bytearray(shard.read_bytes())
+    data[20] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(AqnetError, match=r"2015\.zarr: the fields of 2015-12-29T00"):
+        for item in range(48):
+            _ = train[item]
+
+
+def test_stores_that_do_not_fit_together_are_refused_by_name(tmp_path: Path):
+    write(tmp_path, 2015, list(range(FIRST, FIRST + 30)))
+    with pytest.raises(AqnetError, match=r"2016\.zarr: no such store"):
+        dataset.open_stores(config(tmp_path))
+    for at, (other, message) in enumerate(
+        [
+            ({"grid": grid(mask=torch.ones(3, 4, dtype=torch.bool))}, "another mask"),
+            ({"names": ("pm25", "temp", "o3")}, "other channels"),
+            ({"names": ("temp", "pm25", "co")}, "lacks the variable 'o3'"),
+        ]
+    ):
+        folder = tmp_path / str(at)
+        write(folder, 2015, list(range(FIRST, FIRST + 30)))
+        write(folder, 2016, list(range(FIRST + 30, FIRST + 60)), **other)
+        with pytest.raises(AqnetError, match=rf"2016\.zarr: .*{message}"):
+            dataset.open_stores(config(folder))
+
+
+def test_an_hour_in_two_stores_is_refused(tmp_path: Path):
+    write(tmp_path, 2015, list(range(FIRST, FIRST + 30)))
+    write(tmp_path, 2016, list(range(FIRST + 29, FIRST + 60)))
+    with pytest.raises(AqnetError, match="2015-12-30T05 is there twice"):
+        dataset.ForecastDataset(config(tmp_path), "train", STATISTICS)
+
+
+def test_a_split_without_samples_and_missing_statistics_are_errors(folder: Path):
+    settings = config(folder, split={"train": ["2015-01"], "validation": ["2016"], "test": []})
+    with pytest.raises(AqnetError, match=r"data\.split\.train: no sample"):
+        dataset.ForecastDataset(settings, "train", STATISTICS)
+    with pytest.raises(AqnetError, match="lack the variable 'pm25'"):
+        dataset.ForecastDataset(config(folder), "train", Statistics(("o3",), (0.0,), (1.0,)))
+
+
+def test_a_dataset_can_be_pickled(folder: Path):
+    train = dataset.ForecastDataset(config(folder), "train", STATISTICS)
+    again = pickle.loads(pickle.dumps(train))
+    torch.testing.assert_close(again[3].fields, train[3].fields, equal_nan=True)
