@@ -12,8 +12,10 @@ import ctypes
 import datetime
 import os
 import signal
+import sys
 import warnings
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -22,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from aqnet.errors import AqnetError
 
+Result = TypeVar("Result")
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -105,6 +108,25 @@ def gather_objects(obj: Any) -> list[Any] | None:
     boxes: list[Any] | None = [None] * world_size() if is_main() else None
     dist.gather_object(obj, boxes, dst=0)
     return boxes
+
+
+def on_main(function: Callable[[], Result]) -> Result:
+    """`function()` of rank 0, given to every process.
+
+    Raises:
+        AqnetError: rank 0's own, on rank 0; the others then exit with status 2 without a word.
+    """
+    outcome: tuple[Any, str | None] = (None, None)
+    if is_main():
+        try:
+            outcome = (function(), None)
+        except AqnetError as error:
+            broadcast_object((None, str(error)))
+            raise
+    result, message = broadcast_object(outcome)
+    if message is not None:
+        sys.exit(2)
+    return cast(Result, result)
 
 
 def barrier() -> None:

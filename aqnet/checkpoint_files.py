@@ -1,0 +1,234 @@
+"""One checkpoint on disk: written beside and renamed, verified, read without executing anything.
+
+A checkpoint is a directory `step_00001234` of `model.pt` ({"model": state_dict}, with "ema" where
+there is one), `optimizer.pt` and `state.json`, which holds the SHA-256 of all three (its own being
+that of its other keys).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import platform
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import torch
+from torch import Tensor
+
+import aqnet
+from aqnet.errors import AqnetError
+
+STEP = re.compile(r"step_\d{8,}")
+_TENSOR_FILES = ("model.pt", "optimizer.pt")
+# what torch's restricted unpickler raises at pickles that are no plain tensors
+_REFUSED = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    ImportError,
+)
+
+
+class Damaged(AqnetError):
+    """A checkpoint's bytes are not those that were written."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A checkpoint in CPU memory.
+
+    Attributes:
+        model: state_dict; ema: the same of the moving average, or None.
+        optimizer: the optimizer's state_dict ({} in imported weights).
+        state: global_step, epoch, items_consumed, validation_loss, config, statistics, ...
+    """
+
+    path: Path
+    model: dict[str, Tensor]
+    ema: dict[str, Tensor] | None
+    optimizer: dict[str, Any]
+    state: dict[str, Any]
+
+
+def write(
+    path: Path, model: dict[str, Any], optimizer: dict[str, Any], state: dict[str, Any]
+) -> None:
+    """Write one checkpoint directory, whole or not at all, replacing one of that name.
+
+    Args:
+        model: {"model": state_dict}, with "ema" where there is one; state: JSON-able.
+    Raises:
+        AqnetError: it could not be written, or reads back differently.
+    """
+    if not isinstance(model.get("model"), dict):
+        raise ValueError('expected {"model": state_dict}')
+    partial = path.with_name(path.name + ".partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        sums = {
+            name: _write_tensors(partial / name, tree)
+            for name, tree in zip(_TENSOR_FILES, (model, optimizer), strict=True)
+        }
+        versions = {
+            "aqnet": aqnet.__version__,
+            "torch": str(torch.__version__),
+            "python": platform.python_version(),
+        }
+        described = {"versions": versions, **plain_json(state)}
+        described.pop("sha256", None)
+        sums["state.json"] = hashlib.sha256(_canonical(described)).hexdigest()
+        _write_text(partial / "state.json", json.dumps({**described, "sha256": sums}, indent=1))
+        _verified_state(partial)  # before any name leads to it
+        _sync(partial)
+        _rename_over(partial, path)
+    except (OSError, RuntimeError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        found = " ".join(str(error).split())
+        raise AqnetError(f"{path}: the checkpoint could not be written: {found}") from error
+
+
+def read(path: str | Path) -> Loaded:
+    """Read and verify a checkpoint; nothing that it may carry is executed.
+
+    Args:
+        path: a run directory (its best checkpoint, else its latest) or one `step_*` directory.
+    Raises:
+        Damaged: a file is missing or its bytes are not those that were written.
+        AqnetError: there is no checkpoint, or it holds something else than tensors and numbers.
+    """
+    path = _find(Path(path))
+    state = _verified_state(path)
+    model, optimizer = (_read_tensors(path / name) for name in _TENSOR_FILES)
+    for key in ("model", *(["ema"] if "ema" in model else [])):
+        values = model.get(key)
+        if not isinstance(values, dict) or not all(isinstance(v, Tensor) for v in values.values()):
+            raise AqnetError(f"{path / 'model.pt'}: expected tensors by name under {key!r}")
+    return Loaded(path, model["model"], model.get("ema"), optimizer, state)
+
+
+def _find(path: Path) -> Path:
+    if (path / "state.json").exists() or STEP.fullmatch(path.name):
+        return path
+    for name in ("best", "latest"):
+        pointer = path / "checkpoints" / name
+        if pointer.exists():
+            target = pointer.read_text(encoding="utf-8", errors="replace").strip()
+            if not STEP.fullmatch(target):
+                raise AqnetError(
+                    f"{pointer}: expected a name such as step_00001234, found {target!r}"
+                )
+            return pointer.parent / target
+    raise AqnetError(
+        f"{path}: no checkpoint; expected a run directory with checkpoints/best or "
+        "checkpoints/latest, or one step_* directory"
+    )
+
+
+class _HashingFile:
+    """A file for torch.save that knows the SHA-256 of what it was told to write."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.sha256 = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.sha256.update(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def _write_tensors(path: Path, tree: dict[str, Any]) -> str:
+    with path.open("wb") as file:
+        hashing = _HashingFile(cast(BinaryIO, file))
+        torch.save(tree, cast(BinaryIO, hashing))
+        file.flush()
+        os.fsync(file.fileno())
+    return hashing.sha256.hexdigest()
+
+
+def _read_tensors(path: Path) -> dict[str, Any]:
+    try:
+        tree = torch.load(path, map_location="cpu", weights_only=True)
+    except _REFUSED as error:
+        reason = " ".join(str(error).split())[:120]
+        raise AqnetError(
+            f"{path}: refused, nothing in it was run: expected tensors and numbers only ({reason})"
+        ) from None
+    if not isinstance(tree, dict):
+        raise AqnetError(f"{path}: expected a dict, found {type(tree).__name__}")
+    return tree
+
+
+def _verified_state(path: Path) -> dict[str, Any]:
+    """state.json, after every file's SHA-256 was found right."""
+    try:
+        state = json.loads((path / "state.json").read_bytes())
+        expected = state.pop("sha256")
+        found = {name: _sha256(path / name) for name in _TENSOR_FILES}
+        found["state.json"] = hashlib.sha256(_canonical(state)).hexdigest()
+        wrong = [name for name, digest in found.items() if expected.get(name) != digest]
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise Damaged(f"{path}: damaged checkpoint ({type(error).__name__}: {error})") from None
+    if wrong:
+        raise Damaged(f"{path}: damaged checkpoint (SHA-256 of {', '.join(wrong)} differs)")
+    return {**state, "sha256": expected}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _canonical(state: dict[str, Any]) -> bytes:
+    return json.dumps(state, sort_keys=True).encode()
+
+
+def plain_json(state: dict[str, Any]) -> dict[str, Any]:
+    """`state` as JSON gives it back (tuples as lists), so that its checksum can be repeated."""
+    plain: dict[str, Any] = json.loads(json.dumps(state))
+    return plain
+
+
+def _rename_over(source: Path, target: Path) -> None:
+    old = target.with_name(target.name + ".replaced")
+    if target.exists():
+        target.rename(old)
+    source.rename(target)
+    _sync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Replace a small file atomically: a reader finds the old text or the new one."""
+    partial = path.with_name(path.name + ".partial")
+    _write_text(partial, text)
+    partial.replace(path)
+    _sync(path.parent)
+
+
+def _write_text(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
