@@ -182,6 +182,8 @@ def _group_device() -> torch.device:
 
 def _die_with_launcher() -> None:
     """SIGKILL of torchrun alone would leave its workers writing; let the kernel end them."""
+    if sys.platform != "linux":
+        return
     parent = os.getppid()
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:

@@ -1,0 +1,59 @@
+"""Imports point one way (STYLE.md), and torch.distributed is called in one file."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "aqnet"
+BASE = {"config", "errors", "batch", "distributed", "checkpoint", "checkpoint_files"}
+PARTS = ("data", "model", "training", "evaluation")
+FILES = sorted(PACKAGE.rglob("*.py"))
+NAMES = [path.relative_to(PACKAGE).as_posix() for path in FILES]
+
+
+def imported(text: str) -> set[str]:
+    """Dotted names of all that a source text imports, wherever in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide the arrows"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def parts(text: str) -> set[str]:
+    """First names below aqnet among the imports."""
+    return {name.split(".")[1] for name in imported(text) if name.startswith("aqnet.")}
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_a_part_knows_only_itself_and_the_base(path: Path):
+    part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    known = parts(path.read_text()) - {"__version__"}
+    if part in PARTS:
+        known -= {part}
+    allowed = BASE if part in PARTS or part in BASE or part == "run_directory" else known
+    assert known <= allowed, f"{path.name} imports aqnet.{', aqnet.'.join(known - allowed)}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_torch_distributed_is_called_in_one_file(path: Path):
+    text = path.read_text()
+    if path.name != "distributed.py":
+        assert "torch.distributed" not in {".".join(name.split(".")[:2]) for name in imported(text)}
+        attributes = {
+            ast.unparse(node)
+            for node in ast.walk(ast.parse(text))
+            if isinstance(node, ast.Attribute)
+        }
+        assert "torch.distributed" not in attributes
+        assert not any("DistributedDataParallel" in name for name in imported(text) | attributes)
+
+
+def test_the_check_sees_imports_of_every_form():
+    text = "import aqnet.data.store\nfrom aqnet import model\ndef f():\n from aqnet.config import x"
+    assert parts(text) == {"data", "model", "config"}
+    assert "torch.distributed" in imported("from torch import distributed")
