@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
 import torch
@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from aqnet.errors import AqnetError
 
 Result = TypeVar("Result")
+_store: dist.Store | None = None  # the rendezvous's, for facts that need no collective
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -42,10 +43,15 @@ def start(timeout_seconds: float) -> torch.device:
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 or dist.is_initialized():
         return device
+    timeout = datetime.timedelta(seconds=timeout_seconds)
     try:
+        store, rank_, size = next(dist.rendezvous("env://", timeout=timeout))
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
-            timeout=datetime.timedelta(seconds=timeout_seconds),
+            store=dist.PrefixStore("group", store),
+            rank=rank_,
+            world_size=size,
+            timeout=timeout,
             device_id=device if device.type == "cuda" else None,
         )
     except (dist.DistError, RuntimeError, ValueError) as error:
@@ -53,13 +59,47 @@ def start(timeout_seconds: float) -> torch.device:
         raise AqnetError(
             f"the {size} processes did not find each other ({found}): {_one_line(error)}"
         ) from error
+    global _store
+    _store = dist.PrefixStore("aqnet", store)
     return device
 
 
 def stop() -> None:
     """Leave the process group (nothing to do without one)."""
+    global _store
+    _store = None
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def at_step(step: int) -> None:
+    """Tell the others that this process comes to the collectives of optimizer step `step`."""
+    if _store is not None:
+        _store.set(f"step/{rank()}", str(step))
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Inside, errors that only a broken or hung collective caused are said as what they are.
+
+    An error of this process is told to the others and goes on unchanged. Where a collective fails
+    because another process did, AqnetError repeats that one's message; where it failed by the
+    time-out or because a process was killed, AqnetError names the ranks that lag (see `at_step`).
+    With nccl this needs a collective that raises; a time-out of nccl's own ends the process.
+    """
+    try:
+        yield
+    except AqnetError as error:
+        _tell(error)
+        raise
+    except RuntimeError as error:
+        if not _of_collective(error):
+            _tell(error)
+            raise
+        raise AqnetError(_explanation(error)) from error
+    except (ArithmeticError, AssertionError, LookupError, OSError, TypeError, ValueError) as error:
+        _tell(error)
+        raise
 
 
 def rank() -> int:
@@ -190,6 +230,38 @@ def _die_with_launcher() -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     if os.getppid() != parent:  # it died before the call
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _of_collective(error: RuntimeError) -> bool:
+    """gloo and nccl raise DistBackendError or, from older code paths, RuntimeErrors of theirs."""
+    words = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "c10d")
+    return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in words)
+
+
+def _tell(error: Exception) -> None:
+    if _store is None:
+        return
+    with contextlib.suppress(RuntimeError):  # the store may have died with rank 0
+        _store.set("failed", f"rank {rank()}: {type(error).__name__}: {_one_line(error)}")
+
+
+def _explanation(error: RuntimeError) -> str:
+    """Another rank's message, or which ranks lag, or the collective's own words."""
+    said = _one_line(error)
+    if _store is None:
+        return said
+    try:
+        if _store.check(["failed"]):
+            return str(_store.get("failed").decode())
+        keys = [f"step/{other}" for other in range(world_size())]
+        steps = [int(_store.get(key)) if _store.check([key]) else -1 for key in keys]
+    except RuntimeError:
+        return f"rank 0, which holds the store, has gone; this was rank {rank()} ({said})"
+    last = max(steps)
+    behind = [f"{other} (step {step})" for other, step in enumerate(steps) if step < last]
+    if not behind:
+        return f"a collective failed at step {last}, at which all ranks were ({said})"
+    return f"ranks that lag behind step {last}: {', '.join(behind)} ({said})"
 
 
 def _one_line(error: BaseException) -> str:

@@ -1,5 +1,6 @@
 """Strictness of the configuration: every mistake is one line that names the key."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,33 @@ def test_shipped_configs_load_and_round_trip(shipped: Path, tmp_path: Path):
         ("train.max_steps=null", ["run length"]),
         ("train.target_weights.so2=1", ["train.target_weights.so2"]),
         ("train.init_from=somewhere", ["train.init_statistics"]),
+        ("data.variables=[]", ["data.variables", "empty"]),
+        ("data.variables={u: v}", ["data.variables", "list"]),
+        ("data.history_hours=[0, 24]", ["data.history_hours", "negative"]),
+        ("data.split.test=[2015-1]", ["data.split.test", "2015-1"]),
+        ("data.split.tst=[2015]", ["unknown key 'data.split.tst'", "'data.split.test'"]),
+        ("data.targets=[pm25@-24h]", ["data.targets", "pm25@-24h"]),
+        ("data.static_files.slope=x", ["data.static_files.slope", "elevation"]),
+        ("data.resample=area", ["data.shape", "data.resample"]),
+        ("data.units.co=1", ["data.units.co", "text"]),
+        ("data.sources=[{path: x, nams: {}}]", ["data.sources[0].nams", "data.sources[0].names"]),
+        ("model=3", ["model is 3", "section"]),
+        ("model.patch=0", ["model.patch", "positive"]),
+        ("model.regions=4x4x4", ["model.regions", "2 values"]),
+        ("model.mlp_ratio=wide", ["model.mlp_ratio", "a number"]),
+        ("model.terrain.enabled=on", ["model.terrain.enabled", "true or false"]),
+        ("model.scan_embedding=null", ["model.scan_embedding", "true or false"]),
+        ("model.zzzzzzzz=1", ["unknown key 'model.zzzzzzzz'", "model.patch"]),
+        ("train.precision=fp16", ["train.precision", "bf16"]),
+        ("train.keep_best=0", ["train.keep_best", "positive"]),
+        ("train.warmup_steps=-1", ["train.warmup_steps", "negative"]),
+        ("train.init_statistics=data", ["train.init_statistics"]),
+        ("train.lead_time_weights.13=1", ["train.lead_time_weights.13"]),
+        ("validation.every=0", ["validation.every", "positive"]),
+        ("seed=null", ["seed", "whole number"]),
+        ("seed=1.0", ["seed", "whole number"]),
+        ("run_dir=7", ["run_dir", "text"]),
+        ("=1", ["key=value"]),
         ("train.max_steps", ["key=value"]),
         ("run_dir.x=1", ["holds a value"]),
         ("seed=[", ["not valid YAML"]),
@@ -115,6 +143,65 @@ def test_scalars_follow_the_yaml_1_2_core_schema(path: Path):
     assert "no" in configs.load(file).data.variables
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-4", 1e-4),
+        ("1E3", 1000.0),
+        (".5", 0.5),
+        ("3.", 3.0),
+        ("+.inf", float("inf")),
+        ("0x1F", 31),
+        ("0o17", 15),
+        ("017", 17),
+        ("-3", -3),
+        ("no", "no"),
+        ("Off", "Off"),
+        ("y", "y"),
+        ("12:30", "12:30"),
+        ("1_000", "1_000"),
+        ("0b11", "0b11"),
+        ("2013-01-01", "2013-01-01"),
+        ("=", "="),
+        ("<<", "<<"),
+        ("TRUE", True),
+        ("~", None),
+        ("'1e-4'", "1e-4"),
+        ('"true"', "true"),
+    ],
+)
+def test_scalars_mean_what_yaml_1_2_says(path: Path, text: str, value: Any):
+    with pytest.raises(AqnetError) as error:
+        configs.load(path, [f"model=[{text}]"])
+    assert f"model is [{value!r}]" in str(error.value)
+
+
+def test_texts_that_look_like_other_scalars_survive_writing(path: Path, tmp_path: Path):
+    texts = ("no", "off", "12:30", "1e-4", "null", "~", "true", "010", "0x1F", "2013", "", "a: #b")
+    changed = tree()
+    changed["data"]["units"] = {name or "empty": name for name in texts}
+    config = configs.from_dict(changed, "here")
+    (tmp_path / "resolved.yaml").write_text(configs.to_yaml(config))
+    assert configs.load(tmp_path / "resolved.yaml") == config
+
+
+@pytest.mark.parametrize("text", ["seed: 1\nseed: 1\n", "train:\n  workers: 1\n  workers: 2\n"])
+def test_a_key_that_stands_twice_is_named_with_its_line(path: Path, text: str):
+    path.write_text(text)
+    with pytest.raises(AqnetError, match=r"config\.yaml.*'(seed|workers)' stands twice.*line"):
+        configs.load(path)
+
+
+def test_an_override_makes_the_sections_it_needs_and_later_ones_win(path: Path):
+    overrides = ["validation.every=7", "model.terrain.enabled=false", "model.regions=4x8"]
+    config = configs.load(path, [*overrides, "train.max_steps=11", "train.max_steps=12"])
+    assert config.validation.every == 7
+    assert config.model.terrain == configs.Terrain(enabled=False)
+    assert config.model.regions == (4, 8)
+    assert config.train.max_steps == 12
+    assert config.data.split.train == ("2013",)
+
+
 def test_history_adds_variables_after_the_plain_ones(path: Path):
     config = configs.load(path, ["data.history_hours=[0, -24]"])
     earlier = ("u@-24h", "v@-24h", "pm25@-24h", "no@-24h")
@@ -126,6 +213,10 @@ def test_accumulation_divides_or_names_the_nearest(path: Path):
     assert [config.accumulation(world_size) for world_size in (1, 2, 3)] == [6, 3, 2]
     with pytest.raises(AqnetError, match=r"64 or 128"):
         config.accumulation(4)
+    with pytest.raises(AqnetError, match=r"train\.micro_batch one of \[1, 2, 3, 6\]"):
+        config.accumulation(4)
+    with pytest.raises(AqnetError, match=r"effective_batch to 1600$"):  # 96 is below one item each
+        config.accumulation(100)
 
 
 def test_continuation_allows_run_length_and_paths_only(path: Path):
@@ -136,3 +227,28 @@ def test_continuation_allows_run_length_and_paths_only(path: Path):
     new = configs.to_dict(configs.load(path, ["seed=1", "model.depth=2", "train.workers=0"]))
     changed = configs.changes_forbidden_on_continuation(old, new)
     assert [line.split()[0] for line in changed] == ["model.depth", "seed"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "data.lead_times=[12]",
+        "data.split.train=[2012]",
+        "model.terrain.enabled=false",
+        "train.learning_rate=1e-3",
+        "train.effective_batch=32",
+        "train.target_weights.pm25=2",
+        "train.precision=bf16",
+        "validation.max_items=3",
+    ],
+)
+def test_continuation_names_each_change_with_both_values(path: Path, change: str):
+    old, new = (configs.to_dict(configs.load(path, extra)) for extra in ([], [change]))
+    lines = configs.changes_forbidden_on_continuation(old, new)
+    assert lines and all(" -> " in line for line in lines)
+    assert any(line.startswith(change.partition("=")[0]) for line in lines)
+
+
+def test_a_config_kept_as_json_compares_equal_on_continuation(path: Path):
+    old = configs.to_dict(configs.load(path, ["model.regions=2x2"]))
+    assert configs.changes_forbidden_on_continuation(json.loads(json.dumps(old)), old) == []
