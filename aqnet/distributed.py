@@ -13,6 +13,8 @@ import datetime
 import os
 import signal
 import sys
+import time
+import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
@@ -46,6 +48,7 @@ def start(timeout_seconds: float) -> torch.device:
     timeout = datetime.timedelta(seconds=timeout_seconds)
     try:
         store, rank_, size = next(dist.rendezvous("env://", timeout=timeout))
+        store = _fresh(store, rank_, size, timeout)
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
             store=dist.PrefixStore("group", store),
@@ -199,6 +202,34 @@ def no_sync(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
     if isinstance(model, DistributedDataParallel):
         return model.no_sync()
     return contextlib.nullcontext()
+
+
+def _fresh(store: dist.Store, rank_: int, size: int, timeout: datetime.timedelta) -> dist.Store:
+    """The part of the store that belongs to the processes which live now.
+
+    torchrun 2.13 restarts workers on the store of the attempt before, with the addresses of dead
+    processes in it, and each node counts its restarts for itself. So rank 0 makes a name, gives it
+    to whoever asks under a name of his own, and is done when every rank has used it.
+    """
+    me = uuid.uuid4().hex
+    if rank_ != 0:
+        store.set(f"ask/{rank_}", me)
+        store.wait([f"answer/{me}"], timeout)
+        fresh = dist.PrefixStore(store.get(f"answer/{me}").decode(), store)
+        fresh.set(f"here/{rank_}", "")
+        return fresh
+    fresh = dist.PrefixStore(me, store)
+    missing = set(range(1, size))
+    end = time.monotonic() + timeout.total_seconds()
+    while missing:
+        for other in missing:
+            if store.check([f"ask/{other}"]):
+                store.set(f"answer/{store.get(f'ask/{other}').decode()}", me)
+        missing = {other for other in missing if not fresh.check([f"here/{other}"])}
+        if missing and time.monotonic() > end:
+            raise RuntimeError(f"no sign of rank {', '.join(map(str, sorted(missing)[:8]))}")
+        time.sleep(0.02)
+    return fresh
 
 
 def _device(local_rank: int) -> torch.device:

@@ -193,6 +193,36 @@ def test_processes_that_do_not_come_are_an_error(monkeypatch: pytest.MonkeyPatch
         distributed.start(1)
 
 
+RESTARTED = """
+import os, pathlib, signal, sys
+from aqnet import distributed
+distributed.start(30)
+killed = pathlib.Path(sys.argv[1])
+if distributed.rank() == 1 and not killed.exists():
+    killed.touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+distributed.barrier()
+print("attempt", os.environ["TORCHELASTIC_RESTART_COUNT"], flush=True)
+distributed.stop()
+"""
+
+
+def test_torchrun_restarts_after_a_killed_worker(tmp_path: Path):
+    script = tmp_path / "script.py"
+    script.write_text(RESTARTED)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+    command += ["--max-restarts=1", "--rdzv_backend=c10d", "--rdzv_endpoint=127.0.0.1:0"]
+    result = subprocess.run(
+        [*command, str(script), str(tmp_path / "killed")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines() == ["attempt 1", "attempt 1"]
+
+
 LAUNCHER = """
 import os, subprocess, sys, time
 os.environ["TORCHELASTIC_RUN_ID"] = "test"
