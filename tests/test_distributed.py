@@ -202,7 +202,8 @@ if distributed.rank() == 1 and not killed.exists():
     killed.touch()
     os.kill(os.getpid(), signal.SIGKILL)
 distributed.barrier()
-print("attempt", os.environ["TORCHELASTIC_RESTART_COUNT"], flush=True)
+# one write, or the lines of the two processes mix
+os.write(1, f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}\\n".encode())
 distributed.stop()
 """
 
