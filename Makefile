@@ -20,5 +20,5 @@ slow: .venv/installed
 	$(BIN)/python -m pytest -m slow || test $$? -eq 5
 
 demo-data: .venv/installed
-	test -d demo/world || $(BIN)/python -m aqnet.data.synthetic --output demo/world --years 2015-2018
+	test -d demo/world/data_2018_china_masked.zarr || $(BIN)/python -m aqnet.data.synthetic --output demo/world --years 2015-2018
 	$(BIN)/python -m aqnet.data.prepare --config configs/demo.yaml --workers 2

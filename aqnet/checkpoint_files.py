@@ -90,7 +90,7 @@ def write(
         sums["state.json"] = hashlib.sha256(_canonical(described)).hexdigest()
         _write_text(partial / "state.json", json.dumps({**described, "sha256": sums}, indent=1))
         _verified_state(partial)  # before any name leads to it
-        _sync(partial)
+        sync(partial)
         _rename_over(partial, path)
     except (OSError, RuntimeError) as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -207,7 +207,7 @@ def _rename_over(source: Path, target: Path) -> None:
     if target.exists():
         target.rename(old)
     source.rename(target)
-    _sync(target.parent)
+    sync(target.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -216,7 +216,7 @@ def replace_text(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".partial")
     _write_text(partial, text)
     partial.replace(path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -226,7 +226,8 @@ def _write_text(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Flush a file's bytes, or a directory's names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -497,8 +497,18 @@ def _check_model(config: Config) -> None:
 
 def _check_training(config: Config) -> None:
     train = config.train
-    positive = "micro_batch effective_batch learning_rate clip_norm max_bad_steps checkpoint_every"
-    for key in (positive + " keep_best checksum_every log_every timeout_seconds").split():
+    for key in (
+        "micro_batch",
+        "effective_batch",
+        "learning_rate",
+        "clip_norm",
+        "max_bad_steps",
+        "checkpoint_every",
+        "keep_best",
+        "checksum_every",
+        "log_every",
+        "timeout_seconds",
+    ):
         _require(getattr(train, key) > 0, f"train.{key} must be positive")
     _require(config.validation.every > 0, "validation.every must be positive")
     _require(train.warmup_steps >= 0, "train.warmup_steps must not be negative")

@@ -29,8 +29,7 @@ def open_stores(config: Config) -> list[Store]:
         AqnetError: one is missing, unfinished, on another grid, or lacks a variable; or two hold
             the same hour.
     """
-    periods = config.data.split
-    years = split.years((*periods.train, *periods.validation, *periods.test))
+    years = split.all_years(config.data.split)
     stores = [open_store(Path(config.data.stores) / f"{year}.zarr") for year in years]
     for store in stores:
         _check_store(store, stores[0], config)
@@ -99,8 +98,8 @@ class ForecastDataset(Dataset[Batch]):
         self._dynamic_places = [at for at, name in names if name not in STATIC_VARIABLES]
         self._inputs = [first.names.index(data.variables[at]) for at in self._dynamic_places]
         self._target_channels = [first.names.index(name) for name in data.targets]
-        fields = _statics(first)
-        statics = [fields[data.variables[at]] for at in self._static_places]
+        names_of_statics = [data.variables[at] for at in self._static_places]
+        statics = [torch.from_numpy(first.static[name]).float() for name in names_of_statics]
         self._static = torch.stack(statics) if statics else torch.zeros(0, *self.grid.shape)
         self._mask = self.grid.mask & torch.ones(len(data.targets), 1, 1, dtype=torch.bool)
 
@@ -226,11 +225,6 @@ def _inside(config: Config, split_name: str, hours: Hours) -> Flags:
     return inside
 
 
-def _statics(store: Store) -> dict[str, Tensor]:
-    coordinates = {"lat2d": store.grid.lat.float(), "lon2d": store.grid.lon.float()}
-    return {name: torch.from_numpy(field) for name, field in store.static.items()} | coordinates
-
-
 def _numbers(statistics: Statistics, names: tuple[str, ...]) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation, float32, shape [len(names), 1, 1]."""
     try:
@@ -243,7 +237,7 @@ def _numbers(statistics: Statistics, names: tuple[str, ...]) -> tuple[Tensor, Te
 def _check_store(store: Store, first: Store, config: Config) -> None:
     """Refuse a store that lacks a variable, or differs from the first in grid, mask or channels."""
     again = "remove it and run python -m aqnet.data.prepare again"
-    known = {*store.names, *_statics(store)}
+    known = {*store.names, *store.static}
     for name in (*config.data.variables, *config.data.targets):
         if name not in known:
             raise AqnetError(f"{store.path}: lacks the variable {name!r}; {again}")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import fcntl
-import json
 import multiprocessing
 import time
 from collections.abc import Iterator
@@ -56,7 +55,7 @@ def prepare(config: Config, workers: int = 1) -> None:
             "earth and set data.winds: earth"
         )
     sources = open_sources(config.data)
-    years = _years(config)
+    years = split.all_years(config.data.split)
     for year in years:  # before anything is written
         sources.check_variables(dynamic_names(config.data), _rows(config, sources, year))
     directory = Path(config.data.stores)
@@ -116,17 +115,12 @@ def _write_year(config: Config, year: int, mask: Array) -> None:
     )
 
 
-def _years(config: Config) -> list[int]:
-    periods = config.data.split
-    return sorted({*split.years((*periods.train, *periods.validation, *periods.test))})
-
-
 def _path(config: Config, year: int) -> Path:
     return Path(config.data.stores) / f"{year}.zarr"
 
 
 def _rows(config: Config, sources: SourceView, year: int) -> slice:
-    first, after = (int(np.datetime64(f"{y:04}", "h").astype(int)) for y in (year, year + 1))
+    first, after = split.intervals((f"{year:04}",))[0]
     start, stop = (int(row) for row in np.searchsorted(sources.times, (first, after)))
     if start == stop:
         raise AqnetError(
@@ -157,7 +151,7 @@ def _is_complete(config: Config, sources: SourceView, year: int) -> bool:
     rows = _rows(config, sources, year)
     expected = _origin(config, sources, rows)
     made_from = found.attributes.get("source", {})
-    differing = [key for key in expected if made_from.get(key) != _plain(expected[key])]
+    differing = [key for key in expected if made_from.get(key) != expected[key]]
     if tuple(found.names) != dynamic_names(config.data):
         differing.append("variables")
     if not np.array_equal(found.time, sources.times[rows]):
@@ -169,10 +163,6 @@ def _is_complete(config: Config, sources: SourceView, year: int) -> bool:
             "or remove the store"
         )
     return True
-
-
-def _plain(value: Any) -> Any:
-    return json.loads(json.dumps(value))
 
 
 def _domain(config: Config, sources: SourceView) -> Array:

@@ -41,9 +41,6 @@ class SourceFile(Protocol):
     def read(self, name: str, rows: slice | None = None) -> NDArray[np.float64]:
         """A variable (or rows of its first dimension), unpacked, NaN where missing."""
 
-    def chunks(self, name: str) -> tuple[int, ...] | None:
-        """How a variable is chunked, None where it is contiguous."""
-
     def times(self) -> NDArray[np.int64]:
         """The time coordinate, hours since 1970-01-01 00:00 UTC, as it stands in the file."""
 
@@ -84,10 +81,6 @@ class _NetCDF:
     def unit(self, name: str) -> str | None:
         return getattr(self._dataset.variables[name], "units", None)
 
-    def chunks(self, name: str) -> tuple[int, ...] | None:
-        found = self._dataset.variables[name].chunking()
-        return None if found in (None, "contiguous") else tuple(found)
-
     def read(self, name: str, rows: slice | None = None) -> NDArray[np.float64]:
         variable = self._dataset.variables[name]
         try:
@@ -127,9 +120,6 @@ class _ZarrStore:
     def unit(self, name: str) -> str | None:
         found = self._arrays[name].attrs.get("units")
         return None if found is None else str(found)
-
-    def chunks(self, name: str) -> tuple[int, ...] | None:
-        return tuple(self._arrays[name].chunks)
 
     def read(self, name: str, rows: slice | None = None) -> NDArray[np.float64]:
         array = self._arrays[name]

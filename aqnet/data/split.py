@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from aqnet.config import Split
 from aqnet.errors import AqnetError
 
 
@@ -25,6 +26,11 @@ def years(periods: tuple[str, ...]) -> list[int]:
     for first, end in intervals(periods):
         touched.update(range(year_of(first), year_of(end - 1) + 1))
     return sorted(touched)
+
+
+def all_years(periods: Split) -> list[int]:
+    """The calendar years that training, validation and test touch together, ascending."""
+    return years((*periods.train, *periods.validation, *periods.test))
 
 
 def year_of(hour: int) -> int:

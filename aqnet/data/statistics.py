@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from aqnet.batch import Statistics
+from aqnet.checkpoint_files import replace_text
 from aqnet.config import STATIC_VARIABLES, Config
 from aqnet.data import split
 from aqnet.data.dataset import ForecastDataset
+from aqnet.data.sources import dynamic_names
 from aqnet.data.store import Store
 from aqnet.errors import AqnetError
 
@@ -48,8 +49,7 @@ def compute(config: Config, stores: Sequence[Store]) -> Statistics:
     Raises:
         AqnetError: a variable has no value there.
     """
-    names = tuple(name for name in config.data.variables if name not in STATIC_VARIABLES)
-    names += tuple(name for name in config.data.targets if name not in names)
+    names = dynamic_names(config.data)
     statics = tuple(name for name in config.data.variables if name in STATIC_VARIABLES)
     total: Moments = (np.zeros(len(names)), np.zeros(len(names)), np.zeros(len(names)))
     periods = split.intervals(config.data.split.train)
@@ -60,9 +60,8 @@ def compute(config: Config, stores: Sequence[Store]) -> Statistics:
         for row in np.flatnonzero(np.any(wanted, axis=0)):
             total = merge(total, moments(store.read(int(row))[channels][:, mask]))
     if statics:
-        grid = stores[0].grid
-        coordinates = {"lat2d": grid.lat.numpy(), "lon2d": grid.lon.numpy()}
-        fields = [{**stores[0].static, **coordinates}[name][grid.mask.numpy()] for name in statics]
+        mask = stores[0].grid.mask.numpy()
+        fields = [stores[0].static[name][mask] for name in statics]
         total = _join(total, moments(np.stack(fields)))
     return _statistics((*names, *statics), total, config.data.stores)
 
@@ -75,12 +74,7 @@ def write(config: Config, stores: Sequence[Store]) -> Path:
         "stores": {store.path.name: store.checksum for store in stores},
     }
     path = Path(config.data.stores) / "statistics.json"
-    partial = path.with_suffix(".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    replace_text(path, json.dumps(content, indent=1))
     return path
 
 

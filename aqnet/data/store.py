@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from aqnet.batch import Grid
+from aqnet.checkpoint_files import sync
 from aqnet.errors import AqnetError
 
 FORMAT_VERSION = 2
@@ -60,11 +61,11 @@ class StoreWriter:
         self.group.attrs["complete"] = True
         for file in self.partial.rglob("*"):
             if file.is_file():
-                _sync(file)
+                sync(file)
         if self.path.exists():
             raise AqnetError(f"{self.path}: exists already; remove it to prepare it again")
         self.partial.rename(self.path)
-        _sync(self.path.parent)
+        sync(self.path.parent)
 
 
 def create(
@@ -138,11 +139,13 @@ class Store:
         self.time: NDArray[np.int64] = _get(group, "time")
         statics = _get(group, "static")
         static_names: list[str] = attributes["static_names"]
-        self.static = dict(zip(static_names, statics, strict=True))
+        lat, lon = _get(group, "lat"), _get(group, "lon")
+        # the coordinates are statics too, whether or not the store lists them
+        self.static = dict(zip(static_names, statics, strict=True)) | {"lat2d": lat, "lon2d": lon}
         elevation = self.static.get("elevation")
         self.grid = Grid(
-            torch.from_numpy(_get(group, "lat")),
-            torch.from_numpy(_get(group, "lon")),
+            torch.from_numpy(lat),
+            torch.from_numpy(lon),
             None if elevation is None else torch.from_numpy(elevation),
             torch.from_numpy(_get(group, "mask")),
         )
@@ -242,11 +245,3 @@ def _checksum(folder: Path) -> str:
             with file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -226,12 +226,13 @@ class ClimaX(nn.Module):
         order = [self.scan.orders[rows] for rows in (sector[:, 0], turned)]
         rank = [self.scan.ranks[rows] for rows in (sector[:, 0], turned)]
         elevation = [self.elevation_km[rows] for rows in order]
+        turn = [rank[0].gather(1, order[1]), rank[1].gather(1, order[0])]
         x = _gather(x, order[0])
         for number, block in enumerate(self.blocks):
-            x = self._run(block, x, elevation[number % 2])
-            here, there = number % 2, (number + 1) % 2
+            here = number % 2
+            x = self._run(block, x, elevation[here])
             last = number + 1 == len(self.blocks)
-            x = _gather(x, rank[here] if last else rank[here].gather(1, order[there]))
+            x = _gather(x, rank[here] if last else turn[here])
         return x
 
     def _run(self, block: nn.Module, x: Tensor, elevation_km: Tensor) -> Tensor:

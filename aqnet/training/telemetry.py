@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from aqnet.checkpoint_files import replace_text
+
 
 class Stopwatch:
     """Seconds spent in named parts since the last `shares`; parts must not be nested."""
@@ -103,9 +105,7 @@ def _keep_until(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _is_kept(line, step)]
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    partial.replace(path)
+    replace_text(path, "".join(f"{line}\n" for line in kept))
 
 
 def _is_kept(line: str, step: int) -> bool:
