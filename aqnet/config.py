@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import re
@@ -206,9 +207,7 @@ def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
     tree = _parse(text, str(path))
     if not isinstance(tree, dict):
         raise AqnetError(f"{path}: expected a mapping of keys, found {type(tree).__name__}")
-    for override in overrides:
-        _override(tree, override)
-    return from_dict(tree, str(path))
+    return from_dict(overridden(tree, overrides), str(path))
 
 
 def from_dict(tree: dict[str, Any], origin: str) -> Config:
@@ -219,6 +218,14 @@ def from_dict(tree: dict[str, Any], origin: str) -> Config:
     except AqnetError as error:
         raise AqnetError(f"{origin}: {error}") from None
     return config
+
+
+def overridden(tree: dict[str, Any], overrides: typing.Sequence[str]) -> dict[str, Any]:
+    """A copy of nested dicts with `key=value` overrides applied."""
+    changed = copy.deepcopy(tree)
+    for override in overrides:
+        _override(changed, override)
+    return changed
 
 
 def to_dict(config: Config) -> dict[str, Any]:

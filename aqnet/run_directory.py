@@ -13,8 +13,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from aqnet import config as configs
 from aqnet import distributed
-from aqnet.checkpoint_files import replace_text
+from aqnet.checkpoint_files import Loaded, replace_text
+from aqnet.config import Config
 from aqnet.errors import AqnetError
 
 TOUCH_SECONDS = 5.0
@@ -135,6 +137,30 @@ class RunDirectory:
     def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() == self._claimed_by:  # a forked worker inherits this handler
             self._sigterm = True
+
+
+def keep_config(path: Path, config: Config, loaded: Loaded | None) -> None:
+    """Write `config.yaml`, once it is sure that this run may go on in the directory.
+
+    Raises:
+        AqnetError: the checkpoint, or without one the directory's config.yaml, is of a run whose
+            config differs in what a continuation must not change; the keys are listed.
+    """
+    file = path / "config.yaml"
+    if loaded is not None:
+        before, origin = loaded.state["config"], str(loaded.path)
+    elif file.exists():
+        before, origin = configs.to_dict(configs.load(file)), str(file)
+    else:
+        before, origin = None, ""
+    if before is not None:
+        changes = configs.changes_forbidden_on_continuation(before, configs.to_dict(config))
+        if changes:
+            raise AqnetError(
+                f"{origin}: is of a run with another config ({'; '.join(changes)}); undo these "
+                "changes to continue it, or choose another run_dir"
+            )
+    replace_text(file, configs.to_yaml(config))
 
 
 def _this_process() -> dict[str, Any]:

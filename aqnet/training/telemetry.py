@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -48,9 +50,17 @@ class Stopwatch:
 class Telemetry:
     """Writes on the main rank of a run; on the others (`active` false) it does nothing."""
 
-    def __init__(self, run_dir: str | Path, active: bool, first_step: int = 0) -> None:
+    def __init__(
+        self,
+        run_dir: str | Path,
+        active: bool,
+        first_step: int = 0,
+        last_step: int | None = None,
+    ) -> None:
         """`first_step`: steps already in the checkpoint; later records of a killed run go."""
         self._active = active
+        self._bar = _progress_bar(first_step, last_step) if active else None
+        self._last_step = last_step
         if not active:
             return
         from torch.utils.tensorboard import SummaryWriter
@@ -69,8 +79,13 @@ class Telemetry:
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._file.write(json.dumps({"step": step, **finite}) + "\n")
-        self._file.flush()
+        self.record(step, finite)
+
+    def record(self, step: int, values: Mapping[str, Any]) -> None:
+        """One line of `metrics.jsonl` alone."""
+        if self._active:
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
 
     def text(self, name: str, text: str) -> None:
         """A text in TensorBoard, such as the resolved config."""
@@ -79,12 +94,19 @@ class Telemetry:
 
     def say(self, line: str) -> None:
         """One line on the terminal."""
-        if self._active:
+        if self._bar is not None:
+            self._bar.write(line)
+        elif self._active:
             print(line, flush=True)
 
-    def progress(self, step: int, last_step: int | None, values: Mapping[str, float]) -> None:
+    def advance(self) -> None:
+        """One step more on the progress bar, where there is one."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def progress(self, step: int, values: Mapping[str, float]) -> None:
         """One line: step, scalars, and the shares of time (names `time/...`) in per cent."""
-        of = f"/{last_step}" if last_step is not None else ""
+        of = f"/{self._last_step}" if self._last_step is not None else ""
         plain = [f"{name} {value:.4g}" for name, value in values.items() if "time/" not in name]
         shares = [
             f"{name.removeprefix('time/')} {100 * value:.0f}%"
@@ -98,6 +120,17 @@ class Telemetry:
         if self._active:
             self._board.close()
             self._file.close()
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _progress_bar(first_step: int, last_step: int | None) -> Any:
+    """A tqdm bar on a terminal; None in a log file or without tqdm."""
+    if not sys.stdout.isatty() or importlib.util.find_spec("tqdm") is None:
+        return None
+    from tqdm import tqdm
+
+    return tqdm(total=last_step, initial=first_step, unit="step", file=sys.stdout)
 
 
 def _keep_until(path: Path, step: int) -> None:

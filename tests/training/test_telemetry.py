@@ -42,7 +42,7 @@ def test_other_ranks_write_and_say_nothing(tmp_path: Path, capsys: pytest.Captur
     telemetry = Telemetry(tmp_path / "run", active=False)
     telemetry.scalars(1, {"loss": 1.0})
     telemetry.text("config", "seed: 0")
-    telemetry.progress(1, 2, {"loss": 1.0})
+    telemetry.progress(1, {"loss": 1.0})
     telemetry.close()
     assert not (tmp_path / "run").exists()
     assert capsys.readouterr().out == ""
@@ -52,7 +52,7 @@ def test_progress_line_names_step_loss_and_time_shares(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     telemetry = Telemetry(tmp_path, active=True)
-    telemetry.progress(3, 10, {"loss": 0.12345678, "time/forward": 0.25})
+    telemetry.progress(3, {"loss": 0.12345678, "time/forward": 0.25})
     telemetry.close()
     assert capsys.readouterr().out == "step 3/10  loss 0.1235  forward 25%\n"
 

@@ -1,0 +1,160 @@
+"""The simple forecasts, fitted on the training years, that a model has to beat.
+
+Persistence x(t); climatology c, the mean of each cell per hour of the day (UTC) and month; damped
+persistence a + b x(t); damped anomaly persistence c(t + lead) + rho (x(t) - c(t)); a, b and rho
+per target and lead time, by least squares pooled over the cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aqnet.errors import AqnetError
+
+Values = NDArray[np.float64]
+Stream = Iterator[tuple[int, NDArray[np.float32]]]
+SIMPLE = ("persistence", "climatology", "damped_persistence", "damped_anomaly")
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """What was fitted.
+
+    Attributes:
+        climate: float64, shape [12, 24, T, N] over the N cells of the domain.
+        filled: (cell, target, hour, month) means taken from the cell's month, and from all cells.
+        offset, slope: of damped persistence; rho: of damped anomaly persistence, shape [K, T].
+    """
+
+    climate: Values
+    filled: tuple[int, int]
+    offset: Values
+    slope: Values
+    rho: Values
+
+    def climate_at(self, hour: int) -> Values:
+        """Climatology [T, N] of one time, hours since 1970 UTC."""
+        climate: Values = self.climate[_month(hour), hour % 24]
+        return climate
+
+    def forecasts(self, present: Values, hour: int, lead_times: Sequence[int]) -> dict[str, Values]:
+        """Each simple forecast [K, T, N] from `present` [T, N], NaN where that is missing."""
+        later = np.stack([self.climate_at(hour + lead) for lead in lead_times])
+        anomaly = present - self.climate_at(hour)
+        return {
+            "persistence": np.broadcast_to(present, later.shape),
+            "climatology": later,
+            "damped_persistence": self.offset[..., None] + self.slope[..., None] * present,
+            "damped_anomaly": later + self.rho[..., None] * anomaly,
+        }
+
+
+def fit(
+    stream: Callable[[], Stream],
+    mask: NDArray[np.bool_],
+    lead_times: Sequence[int],
+    wanted_months: set[int],
+) -> Baselines:
+    """Read the training hours twice: for the climatology, then for the regressions.
+
+    Args:
+        stream: makes an iterator over (hour, targets [T, H, W]) in time order, NaN = missing.
+        mask: the domain [H, W].
+        wanted_months: 0 to 11, those of the times to be forecast.
+    Raises:
+        AqnetError: a wanted month has no training value of some target.
+    """
+    climate, filled = _climatology(stream(), mask, wanted_months)
+    offset, slope, rho = _regressions(stream(), mask, lead_times, climate)
+    return Baselines(climate, filled, offset, slope, rho)
+
+
+def months_of(hours: NDArray[np.int64]) -> set[int]:
+    """Months (0 to 11) in which the hours since 1970 UTC lie."""
+    months = hours.astype("datetime64[h]").astype("datetime64[M]").astype(int) % 12
+    return set(np.unique(months).tolist())
+
+
+def _month(hour: int) -> int:
+    return int(np.datetime64(hour, "h").astype("datetime64[M]").astype(int)) % 12
+
+
+def _climatology(
+    stream: Stream, mask: NDArray[np.bool_], wanted_months: set[int]
+) -> tuple[Values, tuple[int, int]]:
+    sums: Values | None = None
+    counts = np.zeros(0)
+    for hour, values in stream:
+        cells = values[:, mask].astype(np.float64)
+        if sums is None:
+            sums, counts = (np.zeros((12, 24, *cells.shape)) for _ in range(2))
+        at = _month(hour), hour % 24
+        present = np.isfinite(cells)
+        sums[at] += np.where(present, cells, 0.0)
+        counts[at] += present
+    if sums is None:
+        raise AqnetError("the training split has no hour; simple forecasts cannot be fitted")
+    lacking = [m + 1 for m in sorted(wanted_months) if (counts[m].sum((0, 2)) == 0).any()]
+    if lacking:
+        raise AqnetError(
+            f"data.split.train has no value of some target in month {lacking}, which the "
+            "evaluated split needs for its climatology; train on these months too"
+        )
+    return _fill(sums, counts)
+
+
+def _fill(sums: Values, counts: Values) -> tuple[Values, tuple[int, int]]:
+    """Means; where there is none, the cell's of the month, then that of all cells."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        own = sums / counts
+        of_month = (sums.sum(1) / counts.sum(1))[:, None]
+        of_cells = (sums.sum(3) / counts.sum(3))[..., None]
+    from_month = np.isnan(own) & ~np.isnan(of_month)
+    # hours of the day that are never observed anywhere (3-hourly data) need no climatology
+    from_cells = np.isnan(own) & ~from_month & ~np.isnan(of_cells)
+    observed = counts.sum((0, 2, 3))[None, :, None, None] > 0
+    means = np.where(from_month, of_month, np.where(from_cells, of_cells, own))
+    return means, (int((from_month & observed).sum()), int(from_cells.sum()))
+
+
+def _regressions(
+    stream: Stream, mask: NDArray[np.bool_], lead_times: Sequence[int], climate: Values
+) -> tuple[Values, Values, Values]:
+    """Offset, slope and rho, each of shape [K, T]."""
+    sums = np.zeros((7, len(lead_times), climate.shape[2]))
+    recent: dict[int, tuple[Values, Values, Values]] = {}
+    for hour, values in stream:
+        cells = values[:, mask].astype(np.float64)
+        present = np.isfinite(cells)
+        anomaly = np.where(present, cells - climate[_month(hour), hour % 24], 0.0)
+        now = np.where(present, cells, 0.0), present.astype(np.float64), anomaly
+        for row, lead in enumerate(lead_times):
+            before = recent.get(hour - lead)
+            if before is not None:
+                sums[:, row] += _products(before, now)
+        recent[hour] = now
+        for old in [time for time in recent if time <= hour - max(lead_times)]:
+            del recent[old]
+    count, x, y, xx, xy, aa, ab = sums
+    with np.errstate(invalid="ignore", divide="ignore"):
+        slope = (count * xy - x * y) / (count * xx - x * x)
+        slope = np.where(np.isfinite(slope), slope, 0.0)
+        offset = (y - slope * x) / count
+        rho = np.where(aa > 0, ab / aa, 0.0)
+    return offset, slope, rho
+
+
+def _products(before: tuple[Values, ...], now: tuple[Values, ...]) -> Values:
+    """n, x, y, xx, xy and, of anomalies, aa, ab: sums over the cells present twice, [7, T]."""
+    (x, here, a), (y, there, b) = before, now
+
+    def over_cells(first: Values, second: Values) -> Values:
+        total: Values = np.einsum("tn,tn->t", first, second)
+        return total
+
+    pairs = ((here, there), (x, there), (y, here), (x * x, there), (x, y), (a * a, there), (a, b))
+    return np.stack([over_cells(first, second) for first, second in pairs])

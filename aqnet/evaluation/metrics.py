@@ -1,0 +1,154 @@
+"""Scores from sums: what one forecast adds, and what the sums say (DESIGN.md 5)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+Values = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+
+# 24-hour limits of GB 3095-2012 (O3: 8 hours) in ug m-3, applied to hourly values
+EVENT_THRESHOLDS = {
+    "pm25": 75.0,
+    "pm10": 150.0,
+    "so2": 150.0,
+    "no2": 80.0,
+    "co": 4000.0,
+    "o3": 160.0,
+}
+SUDDEN_LEVEL, SUDDEN_CHANGE = 75.0, 20.0  # ug m-3 of PM2.5
+# x, y: forecast and truth minus the training mean; a, b: minus the climatology; the last are counts
+WEIGHTED = ("w", "x", "y", "xx", "yy", "xy", "abs", "ee", "agree", "aa", "bb", "ab", "fac2")
+COUNTED = ("n", "hits", "false_alarms", "misses")
+SUMS = (*WEIGHTED, *COUNTED)
+
+
+def sums_of(
+    forecast: Values,
+    truth: Values,
+    valid: Flags,
+    climate: Values,
+    mean: Values,
+    thresholds: Values,
+    area: Values,
+    subsets: Flags,
+) -> Values:
+    """What one input time adds to every sum of one forecast.
+
+    Args:
+        forecast, truth, climate: physical, shape [K, T, N]; valid: which pairs count.
+        mean: training mean [T]; thresholds: of events [T], NaN where there is none.
+        area: weight of each cell in each region, 0 outside, shape [R, N].
+        subsets: cells of each subset, shape [S, K, N].
+    Returns:
+        shape [K, T, R, S, len(SUMS)].
+    """
+    f, o = np.where(valid, forecast, 0.0), np.where(valid, truth, 0.0)
+    x, y = (np.where(valid, v - mean[:, None], 0.0) for v in (f, o))
+    a, b = (np.where(valid, v - climate, 0.0) for v in (f, o))
+    error = f - o
+    fac2 = valid & (f >= 0.5 * o) & (f <= 2.0 * o)
+    agree = (np.abs(x) + np.abs(y)) ** 2
+    weighted = np.stack(
+        [
+            valid,
+            x,
+            y,
+            x * x,
+            y * y,
+            x * y,
+            np.abs(error),
+            error**2,
+            agree,
+            a * a,
+            b * b,
+            a * b,
+            fac2,
+        ],
+        axis=2,
+    )
+    event, seen = (valid & (v >= thresholds[:, None]) for v in (f, o))
+    counted = np.stack([valid, event & seen, event & ~seen, ~event & seen], axis=2)
+    cells = subsets.transpose(1, 0, 2)[:, None] * area[:, None]  # [K, R, S, N]
+    return np.concatenate([_over_cells(weighted, cells), _over_cells(counted, cells > 0)], axis=-1)
+
+
+def _over_cells(terms: NDArray[np.generic], cells: NDArray[np.generic]) -> Values:
+    """[K, T, M, N] and [K, R, S, N] to [K, T, R, S, M]."""
+    leads, regions, subsets, n = cells.shape
+    flat = cells.reshape(leads, 1, regions * subsets, n).swapaxes(2, 3).astype(np.float64)
+    product = terms.astype(np.float64) @ flat
+    return product.swapaxes(2, 3).reshape(leads, terms.shape[1], regions, subsets, -1)
+
+
+def scores(sums: Values, mean: float) -> dict[str, float | int | None]:
+    """All scores of one row of sums; None where a denominator is 0.
+
+    rmse, mae, bias in the target's unit; r and acc (uncentred anomaly correlation) pooled over
+    samples and cells; std_ratio of forecast to truth; nmb, nme: bias and mae over the mean truth;
+    fac2: share within a factor of 2; ioa: index of agreement (Willmott 1981) about the training
+    mean instead of the sample's; far, hit_rate, csi of events.
+    """
+    s: Mapping[str, float] = dict(zip(SUMS, sums.tolist(), strict=True))
+    w = s["w"]
+    truth = s["y"] + mean * w
+    var_x, var_y = s["w"] * s["xx"] - s["x"] ** 2, s["w"] * s["yy"] - s["y"] ** 2
+    covariance = w * s["xy"] - s["x"] * s["y"]
+    hits, false_alarms, misses = (int(s[name]) for name in COUNTED[1:])
+    return {
+        "n": int(s["n"]),
+        "rmse": _root(_ratio(s["ee"], w)),
+        "mae": _ratio(s["abs"], w),
+        "bias": _ratio(s["x"] - s["y"], w),
+        "r": _ratio(covariance, math.sqrt(max(0.0, var_x) * max(0.0, var_y))),
+        "acc": _ratio(s["ab"], math.sqrt(s["aa"] * s["bb"])),
+        "std_ratio": _root(_ratio(max(0.0, var_x), var_y)),
+        "nmb": _ratio(s["x"] - s["y"], truth),
+        "nme": _ratio(s["abs"], truth),
+        "fac2": _ratio(s["fac2"], w),
+        "ioa": None if s["agree"] == 0 else 1.0 - s["ee"] / s["agree"],
+        "hits": hits,
+        "false_alarms": false_alarms,
+        "misses": misses,
+        "far": _ratio(false_alarms, hits + false_alarms),
+        "hit_rate": _ratio(hits, hits + misses),
+        "csi": _ratio(hits, hits + misses + false_alarms),
+    }
+
+
+def skill(sums: Values, reference: Values) -> float | None:
+    """1 - MSE / MSE of the reference over the same pairs."""
+    ratio = _ratio(sums[SUMS.index("ee")], reference[SUMS.index("ee")])
+    return None if ratio is None else 1.0 - ratio
+
+
+def intervals(days: Values, seed: int = 0, resamples: int = 1000) -> Values:
+    """95 % limits of quantities that are ratios of sums, by bootstrap of blocks of 10 days.
+
+    Args:
+        days: numerator and denominator per consecutive day, shape [D, 2, ...]. One-day blocks
+            would give intervals a third too narrow.
+    Returns:
+        Low and high limit of sum(numerator) / sum(denominator), shape [2, ...].
+    """
+    starts = np.arange(0, len(days), 10)
+    blocks = np.add.reduceat(days, starts, axis=0)
+    drawn = np.random.default_rng(seed).integers(len(blocks), size=(resamples, len(blocks)))
+    counts = np.stack([np.bincount(row, minlength=len(blocks)) for row in drawn])
+    totals = np.tensordot(counts.astype(np.float64), blocks, axes=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratios = totals[:, 0] / totals[:, 1]
+    low_high: Values = np.nanquantile(ratios, [0.025, 0.975], axis=0)
+    return low_high
+
+
+def _ratio(numerator: float, denominator: float) -> float | None:
+    return float(numerator / denominator) if denominator > 0 else None
+
+
+def _root(value: float | None) -> float | None:
+    return None if value is None else math.sqrt(max(0.0, value))

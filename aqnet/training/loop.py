@@ -1,0 +1,311 @@
+"""The training loop: epochs, optimizer steps, validation, checkpoints, stopping."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from aqnet import distributed
+from aqnet.batch import Batch
+from aqnet.checkpoint import Checkpoints, Loaded
+from aqnet.config import Config, to_yaml
+from aqnet.errors import AqnetError
+from aqnet.training.optimizer import MovingAverage, make_optimizer, set_learning_rate
+from aqnet.training.reporter import Reporter
+from aqnet.training.step import Trainee, optimizer_step, warm_up
+from aqnet.training.telemetry import Stopwatch, Telemetry
+
+# `validate(stop)`: scalars of the model as it is, "validation/loss" among them; None if stopped
+Validate = Callable[[Callable[[], bool]], dict[str, float] | None]
+
+
+class Directory(Protocol):
+    """What the loop uses of `aqnet.run_directory.RunDirectory`."""
+
+    path: Path
+
+    def stop_requested(self) -> bool:
+        """Whether this rank was asked to stop."""
+
+
+class Sampler(Protocol):
+    """What the loop uses of `aqnet.data.sampler.TrainSampler`."""
+
+    num_items: int
+
+    def set_position(self, epoch: int, items_consumed: int) -> None:
+        """Go on in `epoch` after its first items."""
+
+    def optimizer_steps(self) -> Iterator[tuple[int, int]]:
+        """(items of all ranks, micro-batches of this rank) of the steps left in the epoch."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands; what its checkpoints carry besides tensors.
+
+    Attributes:
+        global_step: optimizer steps made, skipped ones included.
+        epoch, items_consumed: position in the data.
+        best_metric: lowest validation loss so far; validated_step: where it was last validated.
+        validations_since_best: for early stopping.
+        bad_steps, bad_steps_in_a_row: skipped steps, ever and lately.
+        seconds: time spent in training, restarts included.
+    """
+
+    global_step: int = 0
+    epoch: int = 0
+    items_consumed: int = 0
+    best_metric: float | None = None
+    validated_step: int = 0
+    validations_since_best: int = 0
+    bad_steps: int = 0
+    bad_steps_in_a_row: int = 0
+    seconds: float = 0.0
+
+    @classmethod
+    def of(cls, state: dict[str, Any]) -> Progress:
+        """From the state of a checkpoint."""
+        return cls(**{name: state[name] for name in asdict(cls()) if name in state})
+
+
+@dataclass
+class Run:
+    """Everything one training run consists of; `start` makes it.
+
+    Attributes:
+        constants: config, statistics and data checksums, written into every checkpoint.
+        loader: whole micro-batches of this rank from the sampler's position on.
+        empty: a batch without a valid cell.
+        after_each_step: the profiler's, if any.
+    """
+
+    config: Config
+    trainee: Trainee
+    average: MovingAverage | None
+    progress: Progress
+    telemetry: Telemetry
+    reporter: Reporter
+    sampler: Sampler
+    loader: Iterable[Batch]
+    empty: Batch
+    validate: Validate
+    checkpoints: Checkpoints
+    directory: Directory
+    constants: dict[str, Any]
+    after_each_step: Callable[[], None] = lambda: None
+
+
+def start(
+    config: Config,
+    model: nn.Module,
+    loaded: Loaded | None,
+    device: torch.device,
+    **parts: Any,
+) -> Run:
+    """Put a run together: the model's weights, optimizer and position from `loaded`, if any.
+
+    Args:
+        model: on `device`, bare; on rank 0 with its first weights where there is no checkpoint.
+        parts: the fields of `Run` that are not made here.
+    """
+    if loaded is not None:
+        model.load_state_dict(loaded.model)
+    optimizer = make_optimizer(model, config.train)
+    average = MovingAverage(model, config.train.ema_decay) if config.train.ema_decay else None
+    if loaded is not None:
+        optimizer.load_state_dict(loaded.optimizer)
+        if average is not None and loaded.ema is not None:
+            average.load_state_dict(loaded.ema)
+    progress = Progress.of(loaded.state) if loaded is not None else Progress()
+    parallel = distributed.wrap(model)
+    if average is not None and loaded is None:
+        average = MovingAverage(model, average.decay)  # rank 0's weights came with the wrapping
+    stopwatch = Stopwatch(device)
+    trainee = Trainee(config, model, parallel, optimizer, device, stopwatch)
+    telemetry = Telemetry(
+        config.run_dir, distributed.is_main(), progress.global_step, config.train.max_steps
+    )
+    reporter = Reporter(config, telemetry, stopwatch)
+    return Run(config, trainee, average, progress, telemetry, reporter, **parts)
+
+
+def is_finished(config: Config, progress: Progress) -> bool:
+    """Whether the run has reached one of its limits."""
+    train = config.train
+    reached = (
+        (train.max_steps, progress.global_step),
+        (train.max_epochs, progress.epoch),
+        (train.max_hours, progress.seconds / 3600),
+        (train.patience, progress.validations_since_best),
+    )
+    return any(limit is not None and value >= limit for limit, value in reached)
+
+
+def fit(run: Run) -> str:
+    """Train until a limit is reached or a stop is asked for; returns the run's new status.
+
+    `finished` or `interrupted`. In both cases the last checkpoint stands.
+
+    Raises:
+        AqnetError: too many bad steps in a row, ranks that diverge, a checkpoint that cannot be
+            written, or an error of another rank.
+    """
+    progress = run.progress
+    run.telemetry.text("config", to_yaml(run.config))
+    run.trainee.parallel.train()
+    warm_up(run.trainee, run.empty)
+    stopped = _after_step(run, saved=True) if progress.global_step else False
+    while not stopped and not is_finished(run.config, progress):
+        stopped = _epoch(run)
+    run.checkpoints.wait()
+    run.telemetry.close()
+    return "interrupted" if stopped else "finished"
+
+
+def _epoch(run: Run) -> bool:
+    """Train to the end of the epoch or to a limit; returns whether a stop was asked for."""
+    progress, sampler = run.progress, run.sampler
+    sampler.set_position(progress.epoch, progress.items_consumed)
+    batches = iter(run.loader)
+    clock = time.monotonic()
+    for items, micro_steps in sampler.optimizer_steps():
+        now = time.monotonic()
+        asked = _step(run, batches, items, micro_steps, now - clock)
+        clock = now
+        progress.items_consumed += items
+        if progress.items_consumed == sampler.num_items:
+            progress.epoch, progress.items_consumed = progress.epoch + 1, 0
+        if asked:
+            _save(run, None)
+            return True
+        if _after_step(run, saved=False):
+            return True
+        if is_finished(run.config, progress):
+            break
+    return False
+
+
+def _step(run: Run, batches: Iterator[Batch], items: int, micro_steps: int, elapsed: float) -> bool:
+    """One optimizer step and what it tells; returns whether any rank was asked to stop."""
+    config, progress = run.config, run.progress
+    distributed.at_step(progress.global_step)
+    rate = set_learning_rate(run.trainee.optimizer, progress.global_step, config.train)
+    # every rank must count the same time, or they would not stop together: rank 0's counts
+    spent = elapsed if distributed.is_main() else 0.0
+    flags = [float(run.directory.stop_requested()), spent]
+    result = optimizer_step(run.trainee, batches, micro_steps, progress.global_step, flags)
+    progress.global_step += 1
+    progress.seconds += result.flags[1]
+    if result.updated:
+        progress.bad_steps_in_a_row = 0
+        if run.average is not None:
+            run.average.update()
+    else:
+        _count_bad_step(run, result.loss, result.norm, result.times)
+    run.reporter.step(progress.global_step, items, result, rate)
+    run.after_each_step()
+    return bool(result.flags[0])
+
+
+def _after_step(run: Run, saved: bool) -> bool:
+    """Checksum, validation and checkpoint where due; returns whether a stop was asked for.
+
+    Args:
+        saved: whether this step's checkpoint stands (a resumed run, which may still owe its
+            validation).
+    """
+    config, progress, step = run.config, run.progress, run.progress.global_step
+    if step % config.train.checksum_every == 0:
+        _check_ranks_agree(run)
+    ends = is_finished(config, progress)
+    due = step % config.validation.every == 0 or ends
+    if due and progress.validated_step != step:
+        metric = _validate(run)
+        _save(run, metric)
+        return metric is None
+    if not saved and (step % config.train.checkpoint_every == 0 or ends):
+        _save(run, None)
+    return False
+
+
+def _validate(run: Run) -> float | None:
+    """The validation loss (of the moving average where there is one); None if asked to stop."""
+    progress, model = run.progress, run.trainee.model
+
+    def stop() -> bool:
+        return distributed.any_rank(run.directory.stop_requested())
+
+    with run.average.in_place() if run.average is not None else nullcontext():
+        model.eval()
+        with torch.inference_mode(), run.trainee.stopwatch.part("validation"):
+            values = run.validate(stop)
+        model.train()
+    if values is None:
+        return None
+    metric = values["validation/loss"]
+    progress.validated_step = progress.global_step
+    if progress.best_metric is None or metric < progress.best_metric:
+        progress.best_metric, progress.validations_since_best = metric, 0
+    else:
+        progress.validations_since_best += 1
+    run.reporter.validation(progress.global_step, values)
+    return metric
+
+
+def _save(run: Run, metric: float | None) -> None:
+    with run.trainee.stopwatch.part("checkpoint"):
+        model = {"model": run.trainee.model.state_dict()}
+        if run.average is not None:
+            model["ema"] = run.average.state_dict()
+        state = {**asdict(run.progress), **run.constants}
+        run.checkpoints.save(model, run.trainee.optimizer.state_dict(), state, metric)
+
+
+def _count_bad_step(run: Run, loss: float, norm: float, times: list[int]) -> None:
+    progress, limit = run.progress, run.config.train.max_bad_steps
+    progress.bad_steps += 1
+    progress.bad_steps_in_a_row += 1
+    everyone = distributed.gather_objects(times)
+    if everyone is not None:
+        run.reporter.bad_step(progress.global_step, loss, norm, everyone)
+    if progress.bad_steps_in_a_row >= limit:
+        raise AqnetError(
+            f"{limit} optimizer steps in a row had no finite loss and gradient (the last: step "
+            f"{progress.global_step}, loss {loss}, gradient norm {norm}); the items' times are in "
+            f"{run.directory.path / 'metrics.jsonl'}. Lower train.learning_rate, or look at "
+            "those hours with python -m aqnet.data.inspect"
+        )
+
+
+def _check_ranks_agree(run: Run) -> None:
+    """Compare a checksum of every parameter's bits over the ranks.
+
+    Raises:
+        AqnetError: the ranks have come apart; they and the first tensor are named.
+    """
+    names = [name for name, _ in run.trainee.model.named_parameters()]
+    sums = torch.stack(
+        [
+            value.detach().contiguous().view(torch.int32).sum()
+            for value in run.trainee.model.parameters()
+        ]
+    )
+    everyone = distributed.gather_objects(sums.tolist())
+    if everyone is None:
+        return
+    for name, row in zip(names, zip(*everyone, strict=True), strict=True):
+        apart = [str(rank) for rank, value in enumerate(row) if value != row[0]]
+        if apart:
+            raise AqnetError(
+                f"step {run.progress.global_step}: rank {', '.join(apart)} and rank 0 have other "
+                f"parameters, first in {name}; continue from a checkpoint, and suspect the "
+                "hardware or the network of those ranks"
+            )

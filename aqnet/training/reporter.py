@@ -1,0 +1,99 @@
+"""What a run says about itself: means over the steps between two log lines."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from aqnet.config import Config
+from aqnet.training.loss import loss_weights
+from aqnet.training.step import StepResult
+from aqnet.training.telemetry import Stopwatch, Telemetry
+
+
+class Reporter:
+    """Turns what the loop knows into scalars: means over the steps between two log lines."""
+
+    def __init__(self, config: Config, telemetry: Telemetry, stopwatch: Stopwatch) -> None:
+        self._config, self._telemetry, self._stopwatch = config, telemetry, stopwatch
+        self._weights = loss_weights(config, torch.device("cpu"))
+        self._forget()
+
+    def step(self, step: int, items: int, result: StepResult, rate: float) -> None:
+        """Count a step of `items` items over all ranks; every `train.log_every` steps, report."""
+        self._telemetry.advance()
+        self._items += items
+        if result.updated:
+            self._sums += torch.stack([result.errors, result.cells])
+        else:
+            self._skipped += 1
+        if step % self._config.train.log_every:
+            return
+        values = {
+            **self._losses(),
+            "train/gradient_norm": result.norm,
+            "train/learning_rate": rate,
+            "train/skipped_steps": float(self._skipped),
+            **self._speed(),
+        }
+        self._telemetry.scalars(step, values)
+        shown = ("train/loss", "train/learning_rate", "items_per_second")
+        brief = {name.removeprefix("train/"): values[name] for name in shown}
+        shares = {name: value for name, value in values.items() if name.startswith("time/")}
+        self._telemetry.progress(step, {**brief, **shares})
+        self._forget()
+
+    def validation(self, step: int, values: Mapping[str, float]) -> None:
+        """Report a validation."""
+        self._telemetry.scalars(step, values)
+        line = f"step {step}  validation loss {values['validation/loss']:.4g}"
+        skills = [value for name, value in values.items() if "/skill_persistence/" in name]
+        if skills:
+            line += f"  mean skill against persistence {sum(skills) / len(skills):.3f}"
+        self._telemetry.say(line)
+
+    def bad_step(self, step: int, loss: float, norm: float, times: list[list[int]]) -> None:
+        """Report a skipped step with its items' input times."""
+        hours = sorted(time for row in times for time in row if time >= 0)
+        texts = [f"{np.datetime64(hour, 'h')}" for hour in hours]
+        self._telemetry.record(step, {"skipped_step_times": texts})
+        self._telemetry.say(
+            f"step {step}  skipped: loss {loss}, gradient norm {norm}; input times "
+            f"{', '.join(texts[:8])}{' ...' if len(texts) > 8 else ''}"
+        )
+
+    def _losses(self) -> dict[str, float]:
+        """The weighted loss, and the unweighted means per target and lead time."""
+        errors, cells = self._sums
+        data = self._config.data
+        by_target, by_lead = errors.sum(0) / cells.sum(0), errors.sum(1) / cells.sum(1)
+        loss = (errors * self._weights).sum() / cells.sum()
+        names = [f"train/loss/{name}" for name in data.targets]
+        names += [f"train/loss/{lead}h" for lead in data.lead_times]
+        parts = zip(names, [*by_target.tolist(), *by_lead.tolist()], strict=True)
+        return {"train/loss": float(loss), **dict(parts)}
+
+    def _speed(self) -> dict[str, float]:
+        wall, shares = self._stopwatch.shares()
+        return {
+            "items_per_second": self._items / wall,
+            "forecasts_per_second": self._items * len(self._config.data.lead_times) / wall,
+            "memory_gb": _peak_memory() / 1e9,
+            **{f"time/{name}": share for name, share in shares.items()},
+        }
+
+    def _forget(self) -> None:
+        self._sums = torch.zeros(2, *self._weights.shape, dtype=torch.float64)
+        self._items = self._skipped = 0
+
+
+def _peak_memory() -> int:
+    """Bytes: of the GPU's tensors, or of the whole process where there is none."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

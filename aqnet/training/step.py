@@ -1,0 +1,151 @@
+"""One optimizer step: micro-batches, one exchange of gradients, clipping, bad steps."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from aqnet import distributed
+from aqnet.batch import Batch
+from aqnet.config import Config
+from aqnet.training.loss import loss_sums, loss_weights
+from aqnet.training.telemetry import Stopwatch
+
+
+@dataclass
+class Trainee:
+    """What an optimizer step works on.
+
+    Attributes:
+        model: the bare module; parallel: the same, wrapped for several processes.
+        flags: numbers of this rank that are summed over the ranks with the loss.
+    """
+
+    config: Config
+    model: nn.Module
+    parallel: nn.Module
+    optimizer: torch.optim.Optimizer
+    device: torch.device
+    stopwatch: Stopwatch
+
+    def __post_init__(self) -> None:
+        self.weights = loss_weights(self.config, self.device)
+        self.parameters = [value for value in self.model.parameters() if value.requires_grad]
+
+
+class StepResult(NamedTuple):
+    """What all ranks know of a step.
+
+    Attributes:
+        errors, cells: sums over all ranks and micro-batches, float64, shape [K, T].
+        loss: weighted loss of the step; NaN without a valid cell.
+        norm: gradient norm before clipping.
+        flags: sums over the ranks of what `optimizer_step` was given.
+        updated: whether the weights were changed; false after a bad step.
+        times: input times of this rank's items, hours since 1970 UTC, -1 for empty ones.
+    """
+
+    errors: Tensor
+    cells: Tensor
+    loss: float
+    norm: float
+    flags: list[float]
+    updated: bool
+    times: list[int]
+
+
+def seed_micro_batch(seed: int, step: int, micro_step: int) -> None:
+    """Make this rank's random numbers of a micro-batch a function of where it stands."""
+    where = np.random.SeedSequence((seed, step, micro_step, distributed.rank()))
+    torch.manual_seed(int(where.generate_state(1, np.uint64)[0]))
+
+
+def forward(trainee: Trainee, model: nn.Module, batch: Batch) -> Tensor:
+    """Forecast of a batch in the run's precision, normalised, shape [B, K, T, H, W]."""
+    batch = batch.to(trainee.device)
+    enabled = trainee.config.train.precision == "bf16"
+    with torch.autocast(trainee.device.type, torch.bfloat16, enabled=enabled):
+        forecast: Tensor = model(batch.fields, batch.time, batch.lead_time)
+    return forecast
+
+
+def optimizer_step(
+    trainee: Trainee, batches: Iterator[Batch], micro_steps: int, step: int, flags: list[float]
+) -> StepResult:
+    """Accumulate `micro_steps` micro-batches, exchange, clip and update, or skip a bad step.
+
+    The gradient is that of one big batch: sum of errors over all ranks and micro-batches, divided
+    by the number of all valid cells. A non-finite loss or gradient norm on any rank skips the
+    update on all of them. The learning rate is set already.
+    """
+    errors, cells, times = _accumulate(trainee, batches, micro_steps, step)
+    with trainee.stopwatch.part("communication"):
+        mine = torch.cat([torch.tensor(flags, dtype=torch.float64), errors, cells])
+        shared = distributed.sum_(mine)
+    found, (errors, cells) = shared[: len(flags)], shared[len(flags) :].chunk(2)
+    shape = trainee.weights.shape
+    errors, cells = errors.view(shape), cells.view(shape)
+    loss = float((errors * trainee.weights.cpu()).sum() / cells.sum())
+    with trainee.stopwatch.part("optimizer"):
+        norm = _scale_and_clip(trainee, distributed.world_size() / max(1.0, float(cells.sum())))
+        updated = bool(np.isfinite(loss) and np.isfinite(norm))
+        if updated:
+            trainee.optimizer.step()
+        trainee.optimizer.zero_grad()
+    return StepResult(errors, cells, loss, norm, found.tolist(), updated, times)
+
+
+def warm_up(trainee: Trainee, empty: Batch) -> None:
+    """A forward and backward without an effect, so that every counted step is like every other.
+
+    DDP rebuilds its buckets after its first backward, which changes the order of summation: a
+    resumed run would differ from an uninterrupted one in its first step.
+    """
+    empty = empty.to(trainee.device)
+    errors, _ = loss_sums(forward(trainee, trainee.parallel, empty), empty, trainee.config)
+    errors.sum().backward()
+    trainee.optimizer.zero_grad()
+
+
+def _accumulate(
+    trainee: Trainee, batches: Iterator[Batch], micro_steps: int, step: int
+) -> tuple[Tensor, Tensor, list[int]]:
+    """Gradients of the sum of errors, and the sums, float64 on the CPU, shape [K * T]."""
+    watch = trainee.stopwatch
+    totals = torch.zeros(2, *trainee.weights.shape, dtype=torch.float64, device=trainee.device)
+    times: list[int] = []
+    for micro_step in range(micro_steps):
+        with watch.part("data"):
+            batch = next(batches)
+            times += torch.where(batch.mask.any((1, 2, 3, 4)), batch.time, -1).tolist()
+            batch = batch.to(trainee.device)
+        seed_micro_batch(trainee.config.seed, step, micro_step)
+        last = micro_step == micro_steps - 1
+        with contextlib.nullcontext() if last else distributed.no_sync(trainee.parallel):
+            with watch.part("forward"):
+                forecast = forward(trainee, trainee.parallel, batch)
+                errors, cells = loss_sums(forecast, batch, trainee.config)
+            with watch.part("backward"):
+                (errors * trainee.weights).sum().backward()
+        totals += torch.stack([errors.detach().double(), cells.double()])
+    errors, cells = totals.cpu().flatten(1)
+    return errors, cells, times
+
+
+def _scale_and_clip(trainee: Trainee, factor: float) -> float:
+    """Multiply the gradients by `factor`, clip them to `clip_norm`; returns the norm before.
+
+    Gradients are equal on all ranks here, so the norm is the global one.
+    """
+    present = [value for value in trainee.parameters if value.grad is not None]
+    gradients = [value.grad for value in present if value.grad is not None]
+    torch._foreach_mul_(gradients, factor)
+    norm = torch.nn.utils.get_total_norm(gradients)
+    torch.nn.utils.clip_grads_with_norm_(present, trainee.config.train.clip_norm, norm)
+    return float(norm)

@@ -1,0 +1,37 @@
+"""The commands of the README, one after another, on a tiny world."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.conftest import run
+
+
+def test_trains_continues_and_evaluates(tiny: dict[str, Any], tmp_path: Path):
+    run_dir, config = tmp_path / "run", tmp_path / "tiny.yaml"
+    config.write_text(yaml.safe_dump({**tiny, "run_dir": str(run_dir)}))
+    run("train.py", "--config", str(config))
+    assert (run_dir / "status").read_text().strip() == "finished"
+    again = run("train.py", "--config", str(config))
+    assert "finished at step 4" in again.stdout
+    run("train.py", "--config", str(config), "train.max_steps=6", "train.decay_steps=4", status=2)
+    run("train.py", "--config", str(config), "train.max_steps=6")
+    assert (run_dir / "checkpoints/latest").read_text().strip() == "step_00000006"
+
+    run("evaluate.py", "--checkpoint", str(run_dir), "--output", str(tmp_path / "report"))
+    with (tmp_path / "report/metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    names = {"aqnet", "persistence", "climatology", "damped_persistence", "damped_anomaly"}
+    assert names <= {row["forecast"] for row in rows}
+    assert all(float(row["rmse"]) > 0 for row in rows if row["subset"] == "all")
+
+
+@pytest.mark.parametrize("command", ["train.py", "aqnet.data.prepare"])
+def test_missing_config_is_one_line_and_status_2(command: str):
+    start = [command] if command.endswith(".py") else ["-m", command]
+    result = run(*start, "--config", "no/such.yaml", status=2)
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert "no/such.yaml" in result.stderr

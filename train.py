@@ -1,0 +1,187 @@
+"""Train a model: python train.py --config configs/demo.yaml [key=value ...], or under torchrun."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+
+from aqnet import config as configs
+from aqnet import distributed, errors
+from aqnet.batch import Statistics
+from aqnet.checkpoint import Checkpoints, Loaded
+from aqnet.config import Config
+from aqnet.data import statistics as data_statistics
+from aqnet.data.dataset import ForecastDataset, collate, loader, open_stores
+from aqnet.data.sampler import EMPTY_ITEM, EvaluationSampler, TrainSampler
+from aqnet.errors import AqnetError
+from aqnet.evaluation.validation import validate
+from aqnet.model.climax import ClimaX
+from aqnet.run_directory import RunDirectory, keep_config
+from aqnet.training import loop
+from aqnet.training.loss import loss_sums
+from aqnet.training.step import forward
+
+
+def main() -> int:
+    """Parse the command line and train; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", required=True, help="YAML file, such as configs/demo.yaml")
+    parser.add_argument(
+        "--profile",
+        type=int,
+        default=0,
+        metavar="N",
+        help="write a torch profiler trace of N steps",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="train.max_steps=100")
+    arguments = parser.parse_args()
+    try:
+        config = configs.load(arguments.config, arguments.overrides)
+        config.accumulation(int(os.environ.get("WORLD_SIZE", "1")))
+    except AqnetError:
+        if os.environ.get("RANK", "0") != "0":
+            sys.exit(2)  # rank 0 says it
+        raise
+    device = distributed.start(config.train.timeout_seconds)
+    try:
+        with distributed.explained():
+            train(config, device, arguments.profile)
+    finally:
+        distributed.stop()
+    return 0
+
+
+def train(config: Config, device: torch.device, profile_steps: int) -> None:
+    """Train in `config.run_dir`, from its last checkpoint if it holds one."""
+    directory = RunDirectory(config.run_dir)
+    directory.claim()
+    status = "failed"
+    try:
+        checkpoints = Checkpoints(directory.path / "checkpoints", config.train.keep_best)
+        loaded = checkpoints.load_latest()
+        distributed.on_main(partial(keep_config, directory.path, config, loaded))
+        progress = loop.Progress.of(loaded.state) if loaded is not None else loop.Progress()
+        if loop.is_finished(config, progress) and progress.validated_step == progress.global_step:
+            say(f"{directory.path}: finished at step {progress.global_step}; nothing left to train")
+            status = "finished"
+        else:
+            directory.status("running")
+            run = assemble(config, loaded, checkpoints, directory, device)
+            with profiler(run, profile_steps):
+                status = loop.fit(run)
+            say(f"{directory.path}: {status} at step {run.progress.global_step}")
+    finally:
+        directory.status(status)
+        directory.release()
+
+
+def assemble(
+    config: Config,
+    loaded: Loaded | None,
+    checkpoints: Checkpoints,
+    directory: RunDirectory,
+    device: torch.device,
+) -> loop.Run:
+    """Join data, model and evaluation to a run of the training loop."""
+    torch.use_deterministic_algorithms(config.train.deterministic)
+    stores = open_stores(config)
+    checksums = {store.path.name: store.checksum for store in stores}
+    if loaded is None:
+        statistics = data_statistics.read(config, stores)
+    else:
+        check_data(loaded, checksums)
+        statistics = Statistics.from_dict(loaded.state["statistics"])
+    train_data = ForecastDataset(config, "train", statistics)
+    validation_data = ForecastDataset(config, "validation", statistics)
+    for dataset in (train_data, validation_data):
+        say(dataset.report())
+    train_data = train_data.thinned(config.train.max_items)
+    validation_data = validation_data.thinned(config.validation.max_items)
+    torch.manual_seed(config.seed)
+    model = ClimaX(config, train_data.grid, statistics).to(device)
+    if loaded is None and config.model.predict == "change":
+        model.set_rho(distributed.on_main(partial(data_statistics.initial_rho, train_data)))
+    if config.train.compile:
+        model.compile()
+    size, rank = distributed.world_size(), distributed.rank()
+    sampler = TrainSampler(len(train_data), config, rank, size)
+    batch = config.validation.micro_batch or config.train.micro_batch
+    validation_sampler = EvaluationSampler(len(validation_data), batch, rank, size)
+    workers = config.train.workers
+    run = loop.start(
+        config,
+        model,
+        loaded,
+        device,
+        sampler=sampler,
+        loader=loader(train_data, sampler, workers),
+        empty=collate([train_data[EMPTY_ITEM]]),
+        validate=lambda stop: {},
+        checkpoints=checkpoints,
+        directory=directory,
+        constants={
+            "config": configs.to_dict(config),
+            "statistics": statistics.to_dict(),
+            "data_checksums": checksums,
+        },
+    )
+    run.validate = partial(
+        validate,
+        partial(forward, run.trainee, model),
+        loss_sums,
+        run.trainee.weights,
+        loader(validation_data, validation_sampler, workers),
+        statistics,
+        config,
+    )
+    return run
+
+
+def check_data(loaded: Loaded, checksums: dict[str, str]) -> None:
+    """Refuse to go on with other data than the checkpoint's."""
+    before = loaded.state["data_checksums"]
+    for name in sorted(before.keys() | checksums.keys()):
+        if before.get(name) != checksums.get(name):
+            raise AqnetError(
+                f"{loaded.path}: was trained on another {name} than data.stores holds; put that "
+                "back, or choose another run_dir"
+            )
+
+
+@contextlib.contextmanager
+def profiler(run: loop.Run, steps: int) -> Iterator[None]:
+    """Inside, steps 3 to `steps` + 2 are traced to RUN_DIR/profile/rank*.json."""
+    if steps == 0:
+        yield
+        return
+    folder = run.directory.path / "profile"
+    folder.mkdir(exist_ok=True)
+
+    def write(profile: Any) -> None:
+        path = folder / f"rank{distributed.rank()}.json"
+        profile.export_chrome_trace(str(path))
+        say(f"{path}: written; open it in chrome://tracing or ui.perfetto.dev")
+
+    schedule: Callable[[int], Any] = torch.profiler.schedule(
+        wait=1, warmup=1, active=steps, repeat=1
+    )
+    with torch.profiler.profile(schedule=schedule, on_trace_ready=write) as profile:
+        run.after_each_step = profile.step
+        yield
+
+
+def say(line: str) -> None:
+    """Print on the main rank."""
+    if distributed.is_main():
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    errors.run(main)
