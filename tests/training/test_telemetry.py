@@ -51,7 +51,7 @@ def test_other_ranks_write_and_say_nothing(tmp_path: Path, capsys: pytest.Captur
 def test_progress_line_names_step_loss_and_time_shares(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    telemetry = Telemetry(tmp_path, active=True)
+    telemetry = Telemetry(tmp_path, active=True, last_step=10)
     telemetry.progress(3, {"loss": 0.12345678, "time/forward": 0.25})
     telemetry.close()
     assert capsys.readouterr().out == "step 3/10  loss 0.1235  forward 25%\n"

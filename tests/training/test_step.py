@@ -1,0 +1,91 @@
+"""One optimizer step: exact for any split into ranks and micro-batches; bad steps are skipped."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from aqnet.training.loss import loss_sums, loss_weights
+from tests.conftest import REPOSITORY
+from tests.training.toy import SHAPE, Toy, batch_of, config
+
+
+def step_of(path: Path, processes: int, micro_batch: int, how: str = "whole") -> dict[str, Any]:
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    arguments = ["-m", "tests.training.gradient_worker", str(path), str(micro_batch), how]
+    result = subprocess.run(
+        [sys.executable, *torchrun, *arguments],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert result.returncode == 0, result.stderr
+    found: dict[str, Any] = torch.load(path, weights_only=True)
+    return found
+
+
+def big_batch() -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss and gradient of all eight items at once, the loss by a loop over valid cells."""
+    torch.manual_seed(3)
+    model = Toy().double()
+    batch = batch_of(list(range(8)))
+    forecast = model(batch.fields, batch.time, batch.lead_time)
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    for b, k, t, y, x in batch.mask.nonzero().tolist():
+        weight = 3.0 if t == 2 else 1.0
+        total = total + weight * (forecast[b, k, t, y, x] - batch.targets[b, k, t, y, x]) ** 2
+        count += 1
+    loss = total / count
+    loss.backward()
+    return loss.item(), {name: value.grad for name, value in model.named_parameters()}
+
+
+@pytest.mark.parametrize(("processes", "micro_batch"), [(1, 8), (1, 2), (2, 4), (2, 1), (4, 2)])
+def test_gradient_is_that_of_one_big_batch(tmp_path: Path, processes: int, micro_batch: int):
+    loss, gradient = big_batch()
+    found = step_of(tmp_path / "step.pt", processes, micro_batch)
+    assert found["updated"]
+    assert found["loss"] == pytest.approx(loss, rel=1e-12)
+    for name, value in gradient.items():
+        assert torch.linalg.norm(found["change"][name] - value) < 1e-10 * torch.linalg.norm(value)
+
+
+def test_bad_item_of_one_rank_skips_the_step_on_all(tmp_path: Path):
+    found = step_of(tmp_path / "step.pt", 2, 2, "broken")
+    assert not found["updated"]
+    assert all(not value.any() for value in found["change"].values())
+
+
+def test_invalid_cells_reach_neither_loss_nor_gradient():
+    batch = batch_of([2, 3])
+    forecast = torch.randn(2, *SHAPE, dtype=torch.float64, requires_grad=True)
+    errors, cells = loss_sums(forecast, batch, config())
+    errors.sum().backward()
+    assert errors.isfinite().all()
+    assert int(cells.sum()) == int(batch.mask.sum())
+    assert forecast.grad is not None
+    assert forecast.grad.isfinite().all()
+    assert not forecast.grad[~batch.mask].any()
+
+
+def test_huber_loss_is_torchs_over_valid_cells():
+    settings = config(loss="huber", huber_delta=0.7)
+    batch = batch_of([4])
+    forecast = torch.randn(1, *SHAPE, dtype=torch.float64)
+    errors, _ = loss_sums(forecast, batch, settings)
+    valid = batch.mask
+    expected = torch.nn.functional.huber_loss(
+        forecast[valid], batch.targets[valid], reduction="sum", delta=0.7
+    )
+    torch.testing.assert_close(errors.sum(), expected)
+
+
+def test_weights_are_the_products_of_target_and_lead_time():
+    weights = loss_weights(config(lead_time_weights={"24": 0.5}), torch.device("cpu"))
+    torch.testing.assert_close(weights, torch.tensor([[1.0, 1.0, 3.0], [0.5, 0.5, 1.5]]))
