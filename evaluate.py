@@ -21,7 +21,7 @@ from aqnet.config import Config
 from aqnet.data.dataset import ForecastDataset, loader, target_fields
 from aqnet.data.sampler import EvaluationSampler
 from aqnet.errors import AqnetError
-from aqnet.evaluation import baselines, run
+from aqnet.evaluation import baselines, report, run
 from aqnet.model.climax import ClimaX
 
 TIMEOUT_SECONDS = 1800.0
@@ -93,9 +93,11 @@ def evaluate(options: argparse.Namespace, device: torch.device) -> None:
         store = dataset.index.stores[0]
         table = run.rows(scorer, {name: store.units[name] for name in config.data.targets})
         output = Path(options.output)
-        run.write(output, facts(options, loaded, config, scorer), table)
+        known = facts(options, loaded, config, scorer)
+        run.write(output, known, table)
+        page = report.write(output, known, table)
         print(run.skill_table(table))
-        print(f"written: {output / 'metrics.csv'} and {output / 'metrics.json'}", flush=True)
+        print(f"written: {output / 'metrics.csv'}, metrics.json and {page}", flush=True)
 
 
 def find(path: Path) -> Loaded:
