@@ -29,6 +29,18 @@ TIMEOUT_SECONDS = 1800.0
 
 def main() -> int:
     """Parse the command line and evaluate; returns the exit status."""
+    options = command_line().parse_args()
+    device = distributed.start(TIMEOUT_SECONDS)
+    try:
+        with distributed.explained():
+            evaluate(options, device)
+    finally:
+        distributed.stop()
+    return 0
+
+
+def command_line() -> argparse.ArgumentParser:
+    """The options of this script."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", required=True, help="run directory, or a step_* directory")
     parser.add_argument("--config", help="instead of the checkpoint's own")
@@ -42,14 +54,7 @@ def main() -> int:
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="data.stores=/other/place"
     )
-    options = parser.parse_args()
-    device = distributed.start(TIMEOUT_SECONDS)
-    try:
-        with distributed.explained():
-            evaluate(options, device)
-    finally:
-        distributed.stop()
-    return 0
+    return parser
 
 
 def evaluate(options: argparse.Namespace, device: torch.device) -> None:

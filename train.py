@@ -8,10 +8,12 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
+import evaluate as evaluation
 from aqnet import config as configs
 from aqnet import distributed, errors
 from aqnet.batch import Statistics
@@ -77,9 +79,20 @@ def train(config: Config, device: torch.device, profile_steps: int) -> None:
             with profiler(run, profile_steps):
                 status = loop.fit(run)
             say(f"{directory.path}: {status} at step {run.progress.global_step}")
+        directory.status(status)
+        if status == "finished" and config.train.evaluate_after_training:
+            evaluate_once(directory.path, device)
     finally:
         directory.status(status)
         directory.release()
+
+
+def evaluate_once(run_dir: Path, device: torch.device) -> None:
+    """Score the best checkpoint on the test split in RUN_DIR/evaluation, if that is missing."""
+    output = run_dir / "evaluation"
+    if not distributed.on_main((output / "metrics.json").exists):
+        options = ["--checkpoint", str(run_dir), "--output", str(output)]
+        evaluation.evaluate(evaluation.command_line().parse_args(options), device)
 
 
 def assemble(
