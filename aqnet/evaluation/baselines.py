@@ -38,7 +38,7 @@ class Baselines:
 
     def climate_at(self, hour: int) -> Values:
         """Climatology [T, N] of one time, hours since 1970 UTC."""
-        climate: Values = self.climate[_month(hour), hour % 24]
+        climate: Values = self.climate[month_of(hour), hour % 24]
         return climate
 
     def forecasts(self, present: Values, hour: int, lead_times: Sequence[int]) -> dict[str, Values]:
@@ -79,7 +79,8 @@ def months_of(hours: NDArray[np.int64]) -> set[int]:
     return set(np.unique(months).tolist())
 
 
-def _month(hour: int) -> int:
+def month_of(hour: int) -> int:
+    """Month (0 to 11) of an hour since 1970 UTC."""
     return int(np.datetime64(hour, "h").astype("datetime64[M]").astype(int)) % 12
 
 
@@ -92,7 +93,7 @@ def _climatology(
         cells = values[:, mask].astype(np.float64)
         if sums is None:
             sums, counts = (np.zeros((12, 24, *cells.shape)) for _ in range(2))
-        at = _month(hour), hour % 24
+        at = month_of(hour), hour % 24
         present = np.isfinite(cells)
         sums[at] += np.where(present, cells, 0.0)
         counts[at] += present
@@ -130,7 +131,7 @@ def _regressions(
     for hour, values in stream:
         cells = values[:, mask].astype(np.float64)
         present = np.isfinite(cells)
-        anomaly = np.where(present, cells - climate[_month(hour), hour % 24], 0.0)
+        anomaly = np.where(present, cells - climate[month_of(hour), hour % 24], 0.0)
         now = np.where(present, cells, 0.0), present.astype(np.float64), anomaly
         for row, lead in enumerate(lead_times):
             before = recent.get(hour - lead)

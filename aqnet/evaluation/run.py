@@ -20,7 +20,7 @@ from aqnet.batch import Batch, Grid, Statistics
 from aqnet.checkpoint_files import replace_text
 from aqnet.config import Config
 from aqnet.evaluation import metrics
-from aqnet.evaluation.baselines import SIMPLE, Baselines
+from aqnet.evaluation.baselines import SIMPLE, Baselines, month_of
 
 Values = NDArray[np.float64]
 FORECASTS = ("aqnet", *SIMPLE)
@@ -73,8 +73,8 @@ class Scorer:
         self.samples, self.excluded = self.samples + 1, self.excluded + excluded
         self.totals[..., [0, SUBSETS.index("sudden_change")], :] += sums
         for row, lead in enumerate(self.config.data.lead_times):
-            month = int(np.datetime64(time + lead, "h").astype("datetime64[M]").astype(int)) % 12
-            self.totals[:, row, :, :, 1 + (month + 1) % 12 // 3] += sums[:, row, :, :, 0]
+            season = (month_of(time + lead) + 1) % 12 // 3
+            self.totals[:, row, :, :, 1 + season] += sums[:, row, :, :, 0]
         pair = [metrics.SUMS.index("ee"), metrics.SUMS.index("w")]
         day = sums[..., 0, pair]
         self.days[time // 24] = self.days.get(time // 24, 0.0) + day

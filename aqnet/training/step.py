@@ -24,7 +24,7 @@ class Trainee:
 
     Attributes:
         model: the bare module; parallel: the same, wrapped for several processes.
-        flags: numbers of this rank that are summed over the ranks with the loss.
+        weights: of the loss, shape [K, T]; parameters: those that learn.
     """
 
     config: Config
