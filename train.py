@@ -62,6 +62,10 @@ def main() -> int:
 
 def train(config: Config, device: torch.device, profile_steps: int) -> None:
     """Train in `config.run_dir`, from its last checkpoint if it holds one."""
+    if config.train.init_from is not None:
+        raise AqnetError(
+            "train.init_from: starting from other weights is not built yet; leave it out"
+        )
     directory = RunDirectory(config.run_dir)
     directory.claim()
     status = "failed"
