@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from aqnet.errors import AqnetError
 
 Values = NDArray[np.float64]
-Stream = Iterator[tuple[int, NDArray[np.float32]]]
+Fields = NDArray[np.float32]
+Stream = Iterator[tuple[int, Fields]]
 SIMPLE = ("persistence", "climatology", "damped_persistence", "damped_anomaly")
+KEPT_BYTES = 2**30  # training targets that fit are read once; larger ones are read twice
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,13 @@ class Baselines:
     """What was fitted.
 
     Attributes:
-        climate: float64, shape [12, 24, T, N] over the N cells of the domain.
+        climate: float32 (sums are float64), shape [12, 24, T, N] over the N cells of the domain;
+            NaN for hours of the day that are never observed.
         filled: (cell, target, hour, month) means taken from the cell's month, and from all cells.
         offset, slope: of damped persistence; rho: of damped anomaly persistence, shape [K, T].
     """
 
-    climate: Values
+    climate: Fields
     filled: tuple[int, int]
     offset: Values
     slope: Values
@@ -38,8 +41,7 @@ class Baselines:
 
     def climate_at(self, hour: int) -> Values:
         """Climatology [T, N] of one time, hours since 1970 UTC."""
-        climate: Values = self.climate[month_of(hour), hour % 24]
-        return climate
+        return self.climate[month_of(hour), hour % 24].astype(np.float64)
 
     def forecasts(self, present: Values, hour: int, lead_times: Sequence[int]) -> dict[str, Values]:
         """Each simple forecast [K, T, N] from `present` [T, N], NaN where that is missing."""
@@ -59,7 +61,7 @@ def fit(
     lead_times: Sequence[int],
     wanted_months: set[int],
 ) -> Baselines:
-    """Read the training hours twice: for the climatology, then for the regressions.
+    """Climatology, then regressions, of the training hours.
 
     Args:
         stream: makes an iterator over (hour, targets [T, H, W]) in time order, NaN = missing.
@@ -68,8 +70,9 @@ def fit(
     Raises:
         AqnetError: a wanted month has no training value of some target.
     """
-    climate, filled = _climatology(stream(), mask, wanted_months)
-    offset, slope, rho = _regressions(stream(), mask, lead_times, climate)
+    hours = _Hours(stream, mask)
+    climate, filled = _climatology(hours, wanted_months)
+    offset, slope, rho = _regressions(hours, lead_times, climate)
     return Baselines(climate, filled, offset, slope, rho)
 
 
@@ -84,18 +87,42 @@ def month_of(hour: int) -> int:
     return int(np.datetime64(hour, "h").astype("datetime64[M]").astype(int)) % 12
 
 
-def _climatology(
-    stream: Stream, mask: NDArray[np.bool_], wanted_months: set[int]
-) -> tuple[Values, tuple[int, int]]:
+class _Hours:
+    """Hours with their targets [T, N] in the cells of the domain, of a stream of [T, H, W].
+
+    They are kept in memory where they fit, and read anew at each pass where they do not.
+    """
+
+    def __init__(self, stream: Callable[[], Stream], mask: NDArray[np.bool_]) -> None:
+        self._stream, self._mask = stream, mask
+        self._kept: list[tuple[int, Fields]] = []
+
+    def __iter__(self) -> Iterator[tuple[int, Fields]]:
+        if self._kept:
+            yield from self._kept
+            return
+        kept, size = [], 0
+        for hour, values in self._stream():
+            cells = values[:, self._mask]
+            size += cells.nbytes
+            if size <= KEPT_BYTES:
+                kept.append((hour, cells))
+            else:
+                kept.clear()
+            yield hour, cells
+        self._kept = kept
+
+
+def _climatology(hours: _Hours, wanted_months: set[int]) -> tuple[Fields, tuple[int, int]]:
     sums: Values | None = None
-    counts = np.zeros(0)
-    for hour, values in stream:
-        cells = values[:, mask].astype(np.float64)
+    counts = np.zeros(0, np.int32)
+    for hour, values in hours:
         if sums is None:
-            sums, counts = (np.zeros((12, 24, *cells.shape)) for _ in range(2))
+            sums = np.zeros((12, 24, *values.shape))
+            counts = np.zeros(sums.shape, np.int32)
         at = month_of(hour), hour % 24
-        present = np.isfinite(cells)
-        sums[at] += np.where(present, cells, 0.0)
+        present = np.isfinite(values)
+        sums[at] += np.where(present, values, 0.0)
         counts[at] += present
     if sums is None:
         raise AqnetError("the training split has no hour; simple forecasts cannot be fitted")
@@ -105,31 +132,36 @@ def _climatology(
             f"data.split.train has no value of some target in month {lacking}, which the "
             "evaluated split needs for its climatology; train on these months too"
         )
-    return _fill(sums, counts)
+    observed = counts.sum((0, 2, 3)) > 0
+    months = [_fill(sums[month], counts[month], observed) for month in range(12)]
+    filled = [sum(month[1][place] for month in months) for place in (0, 1)]
+    return np.stack([month[0] for month in months]), (filled[0], filled[1])
 
 
-def _fill(sums: Values, counts: Values) -> tuple[Values, tuple[int, int]]:
-    """Means; where there is none, the cell's of the month, then that of all cells."""
+def _fill(
+    sums: Values, counts: NDArray[np.int32], observed: NDArray[np.bool_]
+) -> tuple[Fields, tuple[int, int]]:
+    """Means of one month [24, T, N]; where there is none, the cell's of the month, then that of
+    all cells. Hours of the day that are never `observed` anywhere (3-hourly data) do not count."""
     with np.errstate(invalid="ignore", divide="ignore"):
         own = sums / counts
-        of_month = (sums.sum(1) / counts.sum(1))[:, None]
-        of_cells = (sums.sum(3) / counts.sum(3))[..., None]
+        of_month = (sums.sum(0) / counts.sum(0))[None]
+        of_cells = (sums.sum(2) / counts.sum(2))[..., None]
     from_month = np.isnan(own) & ~np.isnan(of_month)
-    # hours of the day that are never observed anywhere (3-hourly data) need no climatology
     from_cells = np.isnan(own) & ~from_month & ~np.isnan(of_cells)
-    observed = counts.sum((0, 2, 3))[None, :, None, None] > 0
     means = np.where(from_month, of_month, np.where(from_cells, of_cells, own))
-    return means, (int((from_month & observed).sum()), int(from_cells.sum()))
+    filled = int(from_month[observed].sum()), int(from_cells.sum())
+    return means.astype(np.float32), filled
 
 
 def _regressions(
-    stream: Stream, mask: NDArray[np.bool_], lead_times: Sequence[int], climate: Values
+    hours: _Hours, lead_times: Sequence[int], climate: Fields
 ) -> tuple[Values, Values, Values]:
     """Offset, slope and rho, each of shape [K, T]."""
     sums = np.zeros((7, len(lead_times), climate.shape[2]))
     recent: dict[int, tuple[Values, Values, Values]] = {}
-    for hour, values in stream:
-        cells = values[:, mask].astype(np.float64)
+    for hour, values in hours:
+        cells = values.astype(np.float64)
         present = np.isfinite(cells)
         anomaly = np.where(present, cells - climate[month_of(hour), hour % 24], 0.0)
         now = np.where(present, cells, 0.0), present.astype(np.float64), anomaly

@@ -94,3 +94,21 @@ def test_month_without_training_values_is_named():
 def test_months_are_counted_from_zero():
     hours = np.array([START, START + 24 * 13])
     assert baselines.months_of(hours) == {0, 1}
+
+
+def test_training_hours_are_read_once_where_they_fit_and_twice_with_the_same_result(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    reads = []
+
+    def counted():
+        reads.append(1)
+        return stream()
+
+    once = baselines.fit(counted, MASK, LEADS, {0, 1})
+    assert len(reads) == 1
+    monkeypatch.setattr(baselines, "KEPT_BYTES", 1000)
+    twice = baselines.fit(counted, MASK, LEADS, {0, 1})
+    assert len(reads) == 3
+    for name in ("climate", "offset", "slope", "rho"):
+        np.testing.assert_array_equal(getattr(once, name), getattr(twice, name))
