@@ -37,9 +37,6 @@ def open_stores(config: Config) -> list[Store]:
     return stores
 
 
-KEPT_BYTES = 256 * 2**20  # stores that are smaller together are read once and kept in memory
-
-
 class TimeIndex:
     """Every hour of several stores: whether it exists, and its fields."""
 
@@ -51,10 +48,6 @@ class TimeIndex:
         order = np.argsort(hours, kind="stable")
         self.hours: Hours = hours[order]
         self._owners, self._rows = owners[order], rows[order]
-        hour_bytes = 4 * len(stores[0].names) * stores[0].grid.mask.numel()
-        self._kept: dict[int, NDArray[np.float32]] | None = (
-            {} if len(hours) * hour_bytes <= KEPT_BYTES else None
-        )
         for at in np.flatnonzero(self.hours[1:] == self.hours[:-1])[:1]:
             names = " and ".join(str(stores[self._owners[place]].path) for place in (at, at + 1))
             time = np.datetime64(int(self.hours[at]), "h")
@@ -69,11 +62,7 @@ class TimeIndex:
         at = int(np.searchsorted(self.hours, hour))
         if at == len(self.hours) or self.hours[at] != hour:
             return None
-        if self._kept is None:
-            return self.stores[self._owners[at]].read(int(self._rows[at]))
-        if hour not in self._kept:
-            self._kept[hour] = self.stores[self._owners[at]].read(int(self._rows[at]))
-        return self._kept[hour]
+        return self.stores[self._owners[at]].read(int(self._rows[at]))
 
 
 class ForecastDataset(Dataset[Batch]):

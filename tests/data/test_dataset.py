@@ -245,18 +245,3 @@ def test_a_dataset_can_be_pickled(folder: Path):
     train = dataset.ForecastDataset(config(folder), "train", STATISTICS)
     again = pickle.loads(pickle.dumps(train))
     torch.testing.assert_close(again[3].fields, train[3].fields, equal_nan=True)
-
-
-def test_small_stores_are_read_once_and_large_ones_each_time(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-):
-    reads: list[int] = []
-    read = Store.read
-    monkeypatch.setattr(Store, "read", lambda store, row: reads.append(row) or read(store, row))
-    for kept_bytes, expected in ((dataset.KEPT_BYTES, 1), (0, 3)):
-        monkeypatch.setattr(dataset, "KEPT_BYTES", kept_bytes)
-        index = dataset.TimeIndex(dataset.open_stores(config(folder)))
-        reads.clear()
-        for _ in range(3):
-            np.testing.assert_array_equal(index.read(FIRST), value(FIRST))
-        assert len(reads) == expected

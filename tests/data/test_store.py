@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import xarray
 import zarr
 
 from aqnet.batch import Grid
@@ -20,7 +21,7 @@ def fields() -> np.ndarray:
     return values
 
 
-def begin(path: Path) -> store.StoreWriter:
+def begin(path: Path, dtype: str = "float32") -> store.StoreWriter:
     lat, lon = np.meshgrid(np.linspace(20, 50, 4), np.linspace(80, 130, 5), indexing="ij")
     elevation = np.arange(20, dtype=np.float32).reshape(4, 5)
     mask = torch.from_numpy(elevation > 3)
@@ -32,6 +33,7 @@ def begin(path: Path) -> store.StoreWriter:
         grid=Grid(torch.from_numpy(lat), torch.from_numpy(lon), torch.from_numpy(elevation), mask),
         static={"elevation": elevation},
         source={"path": "random"},
+        dtype=dtype,
     )
 
 
@@ -54,6 +56,25 @@ def test_what_is_written_is_read_back(written: Path):
     assert opened.grid.elevation is not None
     assert opened.grid.elevation[3, 4] == 19
     assert opened.grid.mask.sum() == 16
+
+
+def test_zarr_and_xarray_read_the_same_with_real_coordinates(written: Path):
+    array = zarr.open_group(written, mode="r")["fields"]
+    np.testing.assert_array_equal(array[...], fields())
+    opened = xarray.open_zarr(written, consolidated=False)
+    found = opened["fields"].sel(time=np.datetime64(400009, "h"))
+    np.testing.assert_array_equal(found, fields()[9])
+    assert found.coords["lat"].dims == ("y", "x")
+    assert found.coords["lon"].attrs["units"] == "degrees_east"
+
+
+def test_half_precision_is_read_as_float32(tmp_path: Path):
+    writer = begin(tmp_path / "2015.zarr", dtype="float16")
+    writer.write(0, fields())
+    writer.commit()
+    values = store.open_store(tmp_path / "2015.zarr").read(9)
+    assert values.dtype == np.float32
+    np.testing.assert_array_equal(values, fields()[9].astype(np.float16))
 
 
 def test_equal_content_has_an_equal_checksum(written: Path, tmp_path: Path):
@@ -133,7 +154,7 @@ def test_missing_files_are_noticed_when_opening(written: Path):
 
 
 def test_hours_missing_everywhere_have_a_chunk_of_their_own(written: Path):
-    assert store._written(shards(written)[0]).all()
+    assert not (store._index(shards(written)[0]) == store.NO_CHUNK).any()
     assert np.isnan(store.open_store(written).read(7)).all()
 
 
