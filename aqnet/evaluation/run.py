@@ -21,6 +21,7 @@ from aqnet.checkpoint_files import replace_text
 from aqnet.config import Config
 from aqnet.evaluation import metrics
 from aqnet.evaluation.baselines import SIMPLE, Baselines, month_of
+from aqnet.evaluation.records import Records
 
 Values = NDArray[np.float64]
 FORECASTS = ("aqnet", *SIMPLE)
@@ -50,6 +51,7 @@ class Scorer:
         self.mean, self.std = mean.numpy(), std.numpy()
         levels = metrics.EVENT_THRESHOLDS
         self.thresholds = np.array([levels.get(name, np.nan) for name in config.data.targets])
+        self.records = Records(config, self.mean, self.thresholds)
         self.channels = [config.input_variables.index(name) for name in config.data.targets]
         k, t = len(config.data.lead_times), len(config.data.targets)
         shape = (len(FORECASTS), k, t, len(self.regions), len(SUBSETS), len(metrics.SUMS))
@@ -71,6 +73,7 @@ class Scorer:
     def add(self, time: int, excluded: int, sums: Values) -> None:
         """Add an item; rank 0 calls it in time order, which makes the result exact."""
         self.samples, self.excluded = self.samples + 1, self.excluded + excluded
+        self.records.keep(time, sums)
         self.totals[..., [0, SUBSETS.index("sudden_change")], :] += sums
         for row, lead in enumerate(self.config.data.lead_times):
             season = (month_of(time + lead) + 1) % 12 // 3
@@ -86,6 +89,7 @@ class Scorer:
         leads = self.config.data.lead_times
         forecasts = {"aqnet": model, **self.baselines.forecasts(present, time, leads)}
         complete = valid & np.all([np.isfinite(part) for part in forecasts.values()], axis=0)
+        self.records.count(model, truth, complete)
         climate = np.nan_to_num(forecasts["climatology"])
         subsets = np.stack([np.ones_like(complete[:, 0]), self._sudden(truth, present)])
         sums = [
@@ -139,6 +143,7 @@ def score_all(
             for item in (item for row in everyone for item in row):
                 scorer.add(*item)
             progress(scorer.samples)
+    scorer.records.gather()
 
 
 def rows(scorer: Scorer, units: dict[str, str]) -> list[dict[str, Any]]:
