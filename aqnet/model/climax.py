@@ -59,8 +59,8 @@ class ClimaX(nn.Module):
         self.scan = WindScan(patches, tokens, self.model.regions)
         buffers = {
             "tokens": tokens,
-            "lat": patches.lat[tokens].float(),
-            "lon": patches.lon[tokens].float(),
+            "lat": patches.lat[tokens],
+            "lon": patches.lon[tokens],
             "elevation_km": patches.elevation_km[tokens],
             "lead_times": torch.tensor(config.data.lead_times),
         }
@@ -198,8 +198,8 @@ class ClimaX(nn.Module):
         x: Tensor = self.var_agg(pixels.nan_to_num(0.0), present, affine, self.var_query)
         x = x + self.pos_embed.index_select(1, self.tokens)
         if self.model.scan_embedding:
-            fraction = self.scan.fractions(sector).to(x.dtype)
-            x = x + self.scan_embed(fraction_features(fraction, SCAN_FEATURES))
+            features = fraction_features(self.scan.fractions(sector), SCAN_FEATURES)
+            x = x + self.scan_embed(features.to(x.dtype))
         return x
 
     def _add_times(self, x: Tensor, time: Tensor, lead_time: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ class Patches:
     Attributes:
         shape: (h, w).
         lat, lon: patch centres, degrees, float64, shape [h * w].
-        elevation_km: mean of the known elevations of a patch, 0 where none is, float32, [h * w].
+        elevation_km: mean of the known elevations of a patch, 0 where none is, float64, [h * w].
         mask: the padded domain mask, bool, shape [h * p, w * p].
         domain: whether a patch holds a cell of the domain, bool, shape [h * w].
     """
@@ -104,7 +104,7 @@ def patches_of(grid: Grid, patch: int) -> Patches:
         shape=(height, width),
         lat=lat.mean(dim=1),
         lon=wrap_degrees(offset.mean(dim=1) + first),
-        elevation_km=elevation_km.float(),
+        elevation_km=elevation_km,
         mask=mask,
         domain=inside.amax(dim=1) > 0,
     )

@@ -44,7 +44,8 @@ class WindScan(nn.Module):
 
     orders: Tensor
     ranks: Tensor
-    fraction: Tensor
+    local: Tensor
+    last: Tensor
     quarter: Tensor
     region: Tensor
     mask: Tensor
@@ -82,7 +83,7 @@ class WindScan(nn.Module):
         last = (sizes - 1).clamp(min=1)[region_of_token]
         turned = (torch.arange(num_sectors) + num_sectors // 4) % num_sectors
         quarter = torch.cat([turned, torch.tensor([num_sectors + 1, num_sectors])])
-        buffers = {"orders": orders, "ranks": ranks, "fraction": (local / last).float()}
+        buffers = {"orders": orders, "ranks": ranks, "local": local, "last": last}
         buffers |= {"quarter": quarter, "region": region_of_token, "mask": patches.mask}
         for name, tensor in buffers.items():
             self.register_buffer(name, tensor.contiguous(), persistent=False)
@@ -105,11 +106,17 @@ class WindScan(nn.Module):
         return torch.full((batch, regions), self.num_sectors, device=self.orders.device)
 
     def fractions(self, sector: Tensor) -> Tensor:
-        """Rank / (L - 1) inside a token's region, 0 where it is alone: [B, R * C] -> [B, L]."""
+        """Rank / (L - 1) inside a token's region, 0 where it is alone: [B, R * C] -> [B, L].
+
+        In float64, and from integers, which a cast of the model leaves alone: the scan embedding
+        makes phases of up to 31,416 radians of it, of which float32 would leave three digits.
+        """
         if sector.shape[1] == 1:
-            return self.fraction[sector[:, 0]]
-        token = torch.arange(self.region.shape[0], device=sector.device)
-        return self.fraction[sector[:, self.region], token]
+            local = self.local[sector[:, 0]]
+        else:
+            token = torch.arange(self.region.shape[0], device=sector.device)
+            local = self.local[sector[:, self.region], token]
+        return local.double() / self.last
 
     def _by_region(self, field: Tensor) -> Tensor:
         """[B, H, W] -> [B, R * C, cells of a region]."""

@@ -6,52 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from aqnet.batch import Grid, Statistics
-from aqnet.config import from_dict
+from aqnet.batch import Grid
 from aqnet.errors import AqnetError
 from aqnet.model.calendar import calendar_features, calendar_size
 from aqnet.model.climax import ClimaX
-
-VARIABLES = ["u", "v", "temp", "pm25", "o3", "lat2d", "lon2d", "elevation"]
-TARGETS = ["pm25", "o3"]
-LEADS = [12, 24, 48, 96]
-STD = (10.0, 10.0, *(1.0,) * 6)
-
-
-def grid(height: int = 8, width: int = 12) -> Grid:
-    lat = torch.linspace(50, 20, height, dtype=torch.float64)[:, None].expand(height, width)
-    lon = torch.linspace(80, 130, width, dtype=torch.float64).expand(height, width)
-    generator = torch.Generator().manual_seed(5)
-    mask = torch.rand(height, width, generator=generator) < 0.5
-    mask[:4, :4] = False
-    return Grid(lat, lon, 4000 * torch.rand(height, width, generator=generator), mask)
-
-
-def model_of(where: Grid | None = None, random: bool = True, **settings: Any) -> ClimaX:
-    """A small float64 model in evaluation mode; `random` gives every parameter an effect."""
-    model = {"embed_dim": 16, "depth": 3, "num_heads": 2, "mlp_ratio": 2.0, "window": 7}
-    split = {"train": ["2013"], "validation": ["2014"], "test": ["2015"]}
-    data = {"stores": "s", "variables": VARIABLES, "targets": TARGETS, "lead_times": LEADS}
-    tree = {"run_dir": "r", "data": {**data, "split": split}, "train": {"max_steps": 1}}
-    config = from_dict({**tree, "model": {**model, **settings}}, "test")
-    statistics = Statistics(tuple(VARIABLES), (0.0,) * len(VARIABLES), STD)
-    torch.manual_seed(0)
-    result = ClimaX(config, where or grid(), statistics).double().eval()
-    if random:
-        for parameter in result.parameters():
-            nn.init.normal_(parameter, std=0.3)
-    return result
-
-
-def inputs(height: int = 8, width: int = 12, leads: list[int] = LEADS) -> tuple[Tensor, ...]:
-    """Fields with gaps and a steady north-eastward wind in sample 0, a westward one in 1."""
-    generator = torch.Generator().manual_seed(1)
-    fields = torch.randn(2, 8, height, width, generator=generator, dtype=torch.float64)
-    fields[:, 2:5][torch.rand(2, 3, height, width, generator=generator) < 0.3] = torch.nan
-    fields[:, :2] *= 0.01
-    fields[0, :2] += 0.6
-    fields[1, 0] -= 0.6
-    return fields, torch.tensor([400_000, 400_007]), torch.tensor([leads, leads])
+from tests.model.builders import grid, inputs, model_of, same
 
 
 def turned(fields: Tensor, degrees: float) -> Tensor:
@@ -60,10 +19,6 @@ def turned(fields: Tensor, degrees: float) -> Tensor:
     result[:, 0] = angle.cos() * fields[:, 0] - angle.sin() * fields[:, 1]
     result[:, 1] = angle.sin() * fields[:, 0] + angle.cos() * fields[:, 1]
     return result
-
-
-def same(a: Tensor, b: Tensor, tolerance: float = 1e-10) -> bool:
-    return torch.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
 @pytest.mark.parametrize("mode", ["joint", "conditioned"])
@@ -169,34 +124,6 @@ def test_fields_stored_from_the_south_give_the_same_forecast_reversed(attention)
         nn.init.zeros_(model.pos_embed)
     forecast = models[0](fields, *times)
     assert same(models[1](fields.flip(2), *times).flip(3), forecast)
-
-
-@pytest.mark.parametrize("terrain", [True, False])
-def test_domain_tokens_are_plain_attention_over_the_same_tokens(terrain):
-    """The blocks written out over domain tokens alone, terrain as a dense bias."""
-    settings = {"terrain": {"enabled": terrain}, "scan_embedding": False, "calendar": "off"}
-    model, every = model_of(**settings), model_of(**settings, tokens="all")
-    every.load_state_dict(model.state_dict())
-    fields, time, lead_time = inputs()
-    calm = every.scan.calm(2)
-    x = every._embed(fields, calm)[:, model.tokens]
-    z = every.elevation_km[model.tokens].double()
-    for block in model.blocks:
-        x = x + dense_attention(block.attn, block.norm1(x), z if terrain else None)
-        x = x + block.mlp(block.norm2(x))
-    out = model._to_fields(model.head(model.norm(x)), 2, 4)
-    start = model.rho[:, :, None, None] * fields[:, None, 3:5].nan_to_num(0.0)
-    assert same(model(fields, time, lead_time), out + start)
-
-
-def dense_attention(attn: nn.Module, x: Tensor, z: Tensor | None) -> Tensor:
-    q, k, v = attn.qkv(x).unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
-    score = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-    if z is not None:
-        climb = z[:, None] - z[None, :]
-        up, down = (nn.functional.softplus(p)[:, None, None] for p in (attn.up, attn.down))
-        score = score - up * climb.clamp(min=0) - down * (-climb).clamp(min=0)
-    return attn.proj((score.softmax(-1) @ v).transpose(1, 2).flatten(2))
 
 
 def test_change_prediction_starts_at_damped_persistence():

@@ -106,7 +106,7 @@ def test_regions_rank_their_own_tokens_by_their_own_wind():
         angles = [2 * math.pi * s / NUM_SECTORS for s in sector[sample].tolist()]
         ranks, sizes = regional_ranks(where.lat, where.lon, tokens.tolist(), (2, 3), angles)
         expected = [ranks[token] / max(1, sizes[token] - 1) for token in tokens.tolist()]
-        assert torch.allclose(fraction[sample], torch.tensor(expected))
+        assert torch.allclose(fraction[sample], torch.tensor(expected, dtype=torch.float64))
 
 
 def test_each_region_has_the_wind_of_its_cells():

@@ -1,6 +1,7 @@
 """The wind scan in loops, from DESIGN.md 3.1."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -24,6 +25,11 @@ def scan_order(lat: Tensor, lon: Tensor, centre: tuple[float, float], angle: flo
     return sorted(range(len(lat)), key=key)
 
 
+def raster_order(lat: Tensor, lon: Tensor) -> list[int]:
+    """By rows from the north, each from the west (of places on parallels and meridians)."""
+    return sorted(range(len(lat)), key=lambda at: (-lat[at].item(), lon[at].item()))
+
+
 def mean_wind_sector(u: Tensor, v: Tensor, valid: Tensor, num_sectors: int) -> int:
     """Sector of the mean wind of the valid cells [H, W]; `num_sectors` where calm."""
     cells = [(u[i].item(), v[i].item()) for i in map(tuple, valid.nonzero().tolist())]
@@ -41,12 +47,16 @@ def mean_wind_sector(u: Tensor, v: Tensor, valid: Tensor, num_sectors: int) -> i
 
 
 def regional_ranks(
-    lat: Tensor, lon: Tensor, tokens: list[int], split: tuple[int, int], angles: list[float]
+    lat: Tensor,
+    lon: Tensor,
+    tokens: list[int],
+    split: tuple[int, int],
+    angles: Sequence[float | None],
 ) -> tuple[dict[int, int], dict[int, int]]:
     """Rank of each token inside its region of the patches lat, lon [h, w], and the region's size.
 
-    `angles` holds the direction of each region, row by row; a region's centre is the middle of
-    its own range of coordinates (which must not cross the 180th meridian).
+    `angles` holds the direction of each region, row by row, None where calm; a region's centre
+    is the middle of its own range of coordinates (which must not cross the 180th meridian).
     """
     height, width = lat.shape
     rows, columns = height // split[0], width // split[1]
@@ -62,6 +72,10 @@ def regional_ranks(
             )
             angle = angles[r * split[1] + c]
             own_lat, own_lon = lat.flatten()[members], lon.flatten()[members]
-            for rank, index in enumerate(scan_order(own_lat, own_lon, middle, angle)):
+            if angle is None:
+                order = raster_order(own_lat, own_lon)
+            else:
+                order = scan_order(own_lat, own_lon, middle, angle)
+            for rank, index in enumerate(order):
                 ranks[members[index]], sizes[members[index]] = rank, len(members)
     return ranks, sizes

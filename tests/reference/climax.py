@@ -1,0 +1,252 @@
+"""The whole model in its plain form, from DESIGN.md 3: nothing folded, sorted, cached or batched.
+
+Its parameters bear the names of `aqnet.model.climax.ClimaX`, so a state dict fits both. Drop rates
+do not occur: it is for comparisons without them.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aqnet.batch import Grid, Statistics
+from aqnet.config import Config, Model
+from tests.reference.attention import dense_attention
+from tests.reference.embedding import aggregate
+from tests.reference.wind_scan import mean_wind_sector, raster_order, regional_ranks, scan_order
+
+SECTORS, CALM = 16, 16
+SCAN_FEATURES = 64
+
+
+class PlainBlock(nn.Module):
+    """Pre-norm block; terrain writes out every score, without it torch's own attention is used."""
+
+    def __init__(self, model: Model, terrain: bool) -> None:
+        super().__init__()
+        dim, hidden = model.embed_dim, int(model.embed_dim * model.mlp_ratio)
+        self.heads, self.terrain = model.num_heads, terrain
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.attn = nn.ModuleDict({"qkv": nn.Linear(dim, 3 * dim), "proj": nn.Linear(dim, dim)})
+        if terrain:
+            self.attn.up = nn.Parameter(torch.zeros(model.num_heads))
+            self.attn.down = nn.Parameter(torch.zeros(model.num_heads))
+        self.mlp = nn.ModuleDict({"fc1": nn.Linear(dim, hidden), "fc2": nn.Linear(hidden, dim)})
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        """Tokens [N, L, D] with elevations [N, L] in km."""
+        batch, length, dim = x.shape
+        q, k, v = (
+            part.reshape(batch, length, self.heads, -1).transpose(1, 2)
+            for part in self.attn["qkv"](self.norm1(x)).split(dim, dim=-1)
+        )
+        if self.terrain:
+            up, down = F.softplus(self.attn.up), F.softplus(self.attn.down)
+            out = dense_attention(q, k, v, z, up, down)
+        else:
+            out = F.scaled_dot_product_attention(q, k, v)
+        x = x + self.attn["proj"](out.transpose(1, 2).reshape(batch, length, dim))
+        return x + self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.norm2(x))))
+
+
+class PlainClimaX(nn.Module):
+    """`ClimaX` over a grid of whole patches whose rows and columns are parallels and meridians."""
+
+    def __init__(self, config: Config, grid: Grid, statistics: Statistics) -> None:
+        super().__init__()
+        model, dim = config.model, config.model.embed_dim
+        self.config, self.grid, self.statistics = config, grid, statistics
+        self.joint = model.lead_time_mode == "joint"
+        self.variables = config.data.variables
+        num_variables, num_leads = len(config.input_variables), len(config.data.lead_times)
+        self.places(model)
+
+        def parameter(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.zeros(*shape))
+
+        self.token_embeds = nn.Module()
+        weights = parameter(num_variables, dim, 1, model.patch, model.patch)
+        self.token_embeds.proj_weights = weights
+        self.token_embeds.proj_biases = parameter(num_variables, dim)
+        self.var_embed, self.var_query = parameter(1, num_variables, dim), parameter(1, 1, dim)
+        self.var_agg = nn.MultiheadAttention(dim, model.num_heads, batch_first=True)
+        self.pos_embed = parameter(1, len(self.lat), dim)
+        chosen = model.terrain.blocks if model.terrain.blocks is not None else range(model.depth)
+        terrain = [model.terrain.enabled and number in chosen for number in range(model.depth)]
+        self.blocks = nn.ModuleList(PlainBlock(model, here) for here in terrain)
+        self.norm = nn.LayerNorm(dim)
+        outputs = model.patch**2 * (num_leads if self.joint else 1) * len(config.data.targets)
+        hidden = [
+            layer for _ in range(model.decoder_depth) for layer in (nn.Linear(dim, dim), nn.GELU())
+        ]
+        self.head = nn.Sequential(*hidden, nn.Linear(dim, outputs))
+        if not self.joint:
+            self.lead_time_embed = nn.Linear(1, dim)
+        if model.scan_embedding:
+            self.scan_embed = nn.Linear(SCAN_FEATURES, dim)
+        if model.calendar != "off":
+            times = 1 + (num_leads if self.joint else 1)
+            self.calendar_embed = nn.Linear(3 * times + 2 * (model.calendar != "day"), dim)
+        if model.predict == "change":
+            self.rho = parameter(num_leads, len(config.data.targets))
+
+    def places(self, model: Model) -> None:
+        """Centre, elevation and domain of each patch, in raster order."""
+        height, width = self.grid.shape
+        patch = model.patch
+        self.shape = (height // patch, width // patch)
+        lat, lon, z, inside = [], [], [], []
+        for row in range(0, height, patch):
+            for column in range(0, width, patch):
+                box = (slice(row, row + patch), slice(column, column + patch))
+                lat.append(self.grid.lat[box].mean())
+                lon.append(self.grid.lon[box].mean())
+                z.append(torch.zeros(()))
+                if self.grid.elevation is not None:
+                    z[-1] = self.grid.elevation[box].double().nanmean().nan_to_num(0.0) / 1000
+                inside.append(bool(self.grid.mask[box].any()))
+        self.lat, self.lon, self.z = (torch.stack(part).double() for part in (lat, lon, z))
+        every = range(len(inside))
+        self.tokens = [at for at in every if inside[at] or model.tokens == "all"]
+        domain = [at for at in every if inside[at]]
+        self.centre = tuple(
+            (part[domain].min() + part[domain].max()).item() / 2 for part in (self.lat, self.lon)
+        )
+
+    def forward(self, fields: Tensor, time: Tensor, lead_time: Tensor) -> Tensor:
+        """[B, V, H, W], [B], [B, K] to [B, K, T, H, W]."""
+        batch, leads = lead_time.shape
+        embedded = self.embed(fields)
+        groups = [list(range(leads))] if self.joint else [[k] for k in range(leads)]
+        forecasts = []
+        for sample in range(batch):
+            orders = self.orders(fields[sample])
+            parts = []
+            for group in groups:
+                hours = lead_time[sample, group]
+                x = embedded[sample, self.tokens] + self.pos_embed[0, self.tokens]
+                if self.config.model.scan_embedding:
+                    x = x + self.scan_embed(self.fractions(fields[sample], orders[0]).to(x.dtype))
+                x = x + self.times(int(time[sample]), hours.tolist(), x.dtype)
+                x = self.head(self.norm(self.transform(x[None], orders)))
+                parts.append(self.unfold(x[0], len(group)))
+            forecasts.append(torch.cat(parts) + self.start(fields[sample], lead_time[sample]))
+        return torch.stack(forecasts)
+
+    def embed(self, fields: Tensor) -> Tensor:
+        """Every patch, [B, h * w, D]."""
+        embeds = self.token_embeds
+        ignore = self.config.model.missing == "ignore"
+        weights = (embeds.proj_weights, embeds.proj_biases, self.var_embed, self.var_query)
+        return aggregate(fields, *weights, self.var_agg, ignore)
+
+    def sector(self, field: Tensor, box: tuple[slice, slice]) -> int:
+        """Of the mean wind over the valid cells of a box of the grid; field [V, H, W]."""
+        if self.config.model.scan == "raster":
+            return CALM
+        mean, std = self.statistics.of(("u", "v"))
+        u, v = (
+            field[self.variables.index(name)][box].double() * std[at] + mean[at]
+            for at, name in enumerate(("u", "v"))
+        )
+        return mean_wind_sector(u, v, self.grid.mask[box] & u.isfinite() & v.isfinite(), SECTORS)
+
+    def orders(self, field: Tensor) -> list[list[int]]:
+        """Of even and of odd blocks: positions in `tokens` in the order they are read."""
+        sector = self.sector(field, (slice(None), slice(None)))
+        lat, lon = self.lat[self.tokens], self.lon[self.tokens]
+        if sector == CALM:
+            # columns from the west are rows from the north of the map with its axes exchanged
+            return [raster_order(lat, lon), raster_order(-lon, -lat)]
+        angles = [2 * math.pi * sector / SECTORS + turn for turn in (0.0, math.pi / 2)]
+        return [scan_order(lat, lon, self.centre, angle) for angle in angles]
+
+    def fractions(self, field: Tensor, order: list[int]) -> Tensor:
+        """Scan embedding's input, float64, [L, 64]."""
+        if self.config.model.regions is None:
+            place = torch.empty(len(order), dtype=torch.float64)
+            place[order] = torch.arange(len(order), dtype=torch.float64) / max(1, len(order) - 1)
+        else:
+            place = self.regional_fractions(field)
+        angles = [place * math.pi * 10000.0 ** (n / 31) for n in range(SCAN_FEATURES // 2)]
+        return torch.stack([a.sin() for a in angles] + [a.cos() for a in angles], dim=-1)
+
+    def regional_fractions(self, field: Tensor) -> Tensor:
+        split, angles = self.config.model.regions, []
+        assert split is not None
+        rows, columns = (size // part for size, part in zip(self.grid.shape, split, strict=True))
+        for r in range(split[0]):
+            for c in range(split[1]):
+                box = slice(r * rows, (r + 1) * rows), slice(c * columns, (c + 1) * columns)
+                sector = self.sector(field, box)
+                angles.append(None if sector == CALM else 2 * math.pi * sector / SECTORS)
+        lat, lon = self.lat.view(self.shape), self.lon.view(self.shape)
+        ranks, sizes = regional_ranks(lat, lon, self.tokens, split, angles)
+        values = [ranks[token] / max(1, sizes[token] - 1) for token in self.tokens]
+        return torch.tensor(values, dtype=torch.float64)
+
+    def times(self, time: int, leads: list[int], dtype: torch.dtype) -> Tensor:
+        """Lead time and calendar, [L, D]."""
+        result = torch.zeros((), dtype=dtype)
+        if not self.joint:
+            result = result + self.lead_time_embed(torch.tensor([leads[0] / 100], dtype=dtype))
+        mode = self.config.model.calendar
+        if mode == "off":
+            return result
+        numbers = [n for hour in (time, *(time + lead for lead in leads)) for n in self.sun(hour)]
+        if mode == "day_and_year":
+            year = torch.full_like(self.lat[self.tokens], year_phase(time))
+            numbers += [year.sin(), year.cos()]
+        return result + self.calendar_embed(torch.stack(numbers, dim=-1).to(dtype))
+
+    def sun(self, hour: int) -> Iterator[Tensor]:
+        """Sine and cosine of the solar hour, cosine of the zenith angle, each [L], float64."""
+        lat, lon = self.lat[self.tokens], self.lon[self.tokens]
+        solar = 2 * math.pi * (hour % 24 + lon / 15) / 24
+        shift = 2 * math.pi * 10 / 365.2422
+        declination = -math.radians(23.44) * math.cos(year_phase(hour) + shift)
+        phi = torch.deg2rad(lat)
+        up = phi.sin() * math.sin(declination) + phi.cos() * math.cos(declination) * (
+            (solar - math.pi).cos()
+        )
+        yield from (solar.sin(), solar.cos(), up)
+
+    def transform(self, x: Tensor, orders: list[list[int]]) -> Tensor:
+        """The blocks, [1, L, D]; windows are runs of tokens in the order of the block."""
+        z, model = self.z[self.tokens].to(x.dtype)[None], self.config.model
+        for number, block in enumerate(self.blocks):
+            if model.attention == "global":
+                x = block(x, z)
+                continue
+            order, result = orders[number % 2], torch.empty_like(x)
+            for first in range(0, len(order), model.window):
+                run = order[first : first + model.window]
+                result[:, run] = block(x[:, run], z[:, run])
+            x = result
+        return x
+
+    def unfold(self, x: Tensor, leads: int) -> Tensor:
+        """[L, p * p * leads * T] to [leads, T, H, W], NaN where there is no token."""
+        patch, targets = self.config.model.patch, len(self.config.data.targets)
+        field = x.new_full((leads, targets, *self.grid.shape), torch.nan)
+        for at, token in enumerate(self.tokens):
+            row, column = (patch * place for place in divmod(token, self.shape[1]))
+            cells = x[at].reshape(patch, patch, leads, targets).permute(2, 3, 0, 1)
+            field[:, :, row : row + patch, column : column + patch] = cells
+        return field
+
+    def start(self, field: Tensor, lead_time: Tensor) -> Tensor:
+        """What `predict: change` adds to, [K, T, H, W]."""
+        if self.config.model.predict == "value":
+            return torch.zeros((), dtype=field.dtype)
+        known = self.config.data.lead_times
+        rho = torch.stack([self.rho[known.index(hours)] for hours in lead_time.tolist()])
+        now = torch.stack([field[self.variables.index(name)] for name in self.config.data.targets])
+        return rho[:, :, None, None] * now.nan_to_num(0.0)
+
+
+def year_phase(hour: int) -> float:
+    """Radians of the mean tropical year, counted from the start of 1970."""
+    return 2 * math.pi * (hour / 24 / 365.2422 % 1)
