@@ -2,9 +2,9 @@
 
 A store is a Zarr v3 group YEAR.zarr: `fields` [time, channel, y, x] with one checksummed chunk per
 time step, `static` [channel, y, x], `mask` [y, x], `time` (CF hours), `lat` and `lon` [y, x].
-Any Zarr reader opens it. Here `fields` are read from the shard files directly: zarr-python spends
-0.8 ms on each chunk beside decompressing it, which takes 0.02 ms on small grids, and its event loop
-would have to be kept out of forked loader workers.
+Any Zarr reader opens it. The shard files of `fields` are read and written here, not by zarr-python,
+which spends 0.8 ms on each chunk beside decompressing it (0.02 ms on small grids), and whose event
+loop would have to be kept out of forked loader workers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,9 +30,9 @@ from aqnet.errors import AqnetError
 
 FORMAT_VERSION = 3
 HOURS_PER_SHARD = 48
-# No field holds it. With NaN, Zarr's shards leave out hours that are missing everywhere, whatever
-# write_empty_chunks says, and a lost chunk could not be told from them.
-FILL = -np.inf
+FILL = -np.inf  # no field holds it, so that no Zarr reader takes a lost chunk for missing values
+COMPRESSOR: Literal["lz4"] = "lz4"
+LEVEL = 5  # both chosen by benchmarks/data_loading.py
 NO_CHUNK = np.iinfo(np.uint64).max  # in place of an offset
 TIME_UNITS = "hours since 1970-01-01 00:00:00"
 
@@ -46,10 +46,28 @@ class StoreWriter:
     group: zarr.Group
 
     def write(self, start_row: int, block: NDArray[np.float32]) -> None:
-        """Write time steps start_row, start_row + 1, ...; block is [n, C, H, W], NaN = missing."""
+        """Write time steps start_row, start_row + 1, ...; block is [n, C, H, W], NaN = missing.
+
+        `start_row` is a multiple of HOURS_PER_SHARD, and so is n, save at the store's end.
+
+        Raises:
+            AqnetError: the file system refuses (no space left, for one).
+        """
         fields = self.group["fields"]
         assert isinstance(fields, zarr.Array)
-        fields[start_row : start_row + len(block)] = block
+        end = start_row + len(block)
+        assert start_row % HOURS_PER_SHARD == 0
+        assert end % HOURS_PER_SHARD == 0 or end == fields.shape[0]
+        for first in range(0, len(block), HOURS_PER_SHARD):
+            hours = block[first : first + HOURS_PER_SHARD].astype(fields.dtype, copy=False)
+            shard = _shard(self.partial, start_row + first)
+            try:
+                _write_shard(shard, hours)
+            except OSError as error:
+                raise AqnetError(
+                    f"{shard}: cannot be written ({error.strerror}); make room, or give another "
+                    "data.stores, and start again"
+                ) from None
 
     def commit(self) -> None:
         """Check that the store is whole, flush it to disk and rename it to its final name.
@@ -59,10 +77,8 @@ class StoreWriter:
         """
         time = _get(self.group, "time")
         for row in range(0, len(time), HOURS_PER_SHARD):
-            shard = _shard(self.partial, row)
-            missing = _index(shard)[: len(time) - row, 0] == NO_CHUNK if shard.exists() else [True]
-            for at in np.flatnonzero(missing)[:1]:
-                hour = np.datetime64(int(time[row + at]), "h")
+            if not _shard(self.partial, row).exists():
+                hour = np.datetime64(int(time[row]), "h")
                 raise AqnetError(f"{self.partial}: the fields of {hour} were never written")
         self.group.attrs["checksum"] = _checksum(self.partial)
         self.group.attrs["complete"] = True
@@ -119,10 +135,9 @@ def create(
         shards=(HOURS_PER_SHARD, len(names), height, width),
         dtype=dtype,
         fill_value=FILL,
-        compressors=[BloscCodec(cname="lz4", clevel=5, shuffle="shuffle"), Crc32cCodec()],
+        compressors=[BloscCodec(cname=COMPRESSOR, clevel=LEVEL, shuffle="shuffle"), Crc32cCodec()],
         dimension_names=("time", "channel", "y", "x"),
         attributes={"coordinates": "lat lon"},
-        config={"write_empty_chunks": True},
     )
     statics = np.stack(list(static.values())) if static else np.zeros((0, height, width))
     _put(group, "static", statics.astype(np.float32), ("static_channel", "y", "x"))
@@ -234,9 +249,28 @@ def _shard(store: Path, row: int) -> Path:
     return store / f"fields/c/{row // HOURS_PER_SHARD}/0/0/0"
 
 
+def _write_shard(shard: Path, hours: NDArray[Any]) -> None:
+    """Write one shard file (sharding codec of the Zarr v3 specification) beside, then rename it:
+    the chunks of `hours` [n, C, H, W], the index of their places, and its checksum."""
+    index = np.full((HOURS_PER_SHARD, 2), NO_CHUNK, dtype="<u8")
+    shard.parent.mkdir(parents=True, exist_ok=True)
+    beside = shard.with_suffix(".partial")
+    offset = 0
+    with beside.open("wb") as file:
+        for place, values in enumerate(hours):
+            packed = blosc.compress(
+                np.ascontiguousarray(values), COMPRESSOR.encode(), LEVEL, blosc.SHUFFLE
+            )
+            length = file.write(CRC32C().encode(packed))
+            index[place] = offset, length
+            offset += length
+        file.write(CRC32C().encode(index))
+    beside.replace(shard)
+
+
 def _index(shard: Path) -> NDArray[np.uint64]:
     """(offset, length) of each chunk of a shard file, [HOURS_PER_SHARD, 2], from the checksummed
-    index at its end (sharding codec of the Zarr v3 specification).
+    index at its end.
 
     Raises:
         OSError, RuntimeError: the file is missing or shorter than its index; the index is damaged.

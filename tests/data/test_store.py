@@ -1,4 +1,5 @@
 import pickle
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -107,11 +108,11 @@ def test_an_unfinished_store_is_never_read(tmp_path: Path):
 
 def test_a_store_with_an_hour_never_written_is_not_finished(tmp_path: Path):
     writer = begin(tmp_path / "2015.zarr")
-    writer.write(0, fields()[:60])
-    writer.write(61, fields()[61:])
-    with pytest.raises(AqnetError, match="2015-08-22T04 were never written"):
+    writer.write(0, fields()[:48])
+    writer.write(96, fields()[96:])
+    with pytest.raises(AqnetError, match="2015-08-21T16 were never written"):
         writer.commit()
-    writer.write(60, fields()[60:61])
+    writer.write(48, fields()[48:96])
     writer.commit()
     assert np.isnan(store.open_store(tmp_path / "2015.zarr").read(7)).all()  # written as missing
 
@@ -170,3 +171,16 @@ def test_files_lost_after_opening_are_never_read_as_missing_values(written: Path
     shards(written)[1].unlink()
     with pytest.raises(AqnetError):
         opened.read(50)
+
+
+def test_a_file_system_that_refuses_is_one_clear_error(tmp_path: Path):
+    writer = begin(tmp_path / "2015.zarr")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # bytes a file may have
+    try:
+        with pytest.raises(AqnetError, match=r"fields/c/0/0/0/0: cannot be written \(File too"):
+            writer.write(0, fields()[:48])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with pytest.raises(AqnetError, match="were never written"):
+        writer.commit()
