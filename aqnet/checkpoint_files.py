@@ -109,7 +109,7 @@ def read(path: str | Path) -> Loaded:
     """
     path = _find(Path(path))
     state = _verified_state(path)
-    model, optimizer = (_read_tensors(path / name) for name in _TENSOR_FILES)
+    model, optimizer = (load_tensors(path / name) for name in _TENSOR_FILES)
     for key in ("model", *(["ema"] if "ema" in model else [])):
         values = model.get(key)
         if not isinstance(values, dict) or not all(isinstance(v, Tensor) for v in values.values()):
@@ -159,7 +159,12 @@ def _write_tensors(path: Path, tree: dict[str, Any]) -> str:
     return hashing.sha256.hexdigest()
 
 
-def _read_tensors(path: Path) -> dict[str, Any]:
+def load_tensors(path: Path) -> dict[str, Any]:
+    """A file of torch.save, in CPU memory.
+
+    Raises:
+        AqnetError: it holds anything else than tensors and plain values; nothing in it is run.
+    """
     try:
         tree = torch.load(path, map_location="cpu", weights_only=True)
     except _REFUSED as error:

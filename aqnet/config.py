@@ -88,7 +88,9 @@ class Model:
     calendar: Literal["off", "day", "day_and_year"] = "day"
     predict: Literal["change", "value"] = "change"
     activation_checkpointing: bool = False
-    compatibility: Literal["none", "aq_net2"] = "none"
+    compatibility: Literal[
+        "none", "aq_net2", "aq_net2_barrier", "aq_net2_uphill", "aq_net2_relative"
+    ] = "none"
 
 
 @dataclass(frozen=True)
@@ -482,6 +484,10 @@ def _check_model(config: Config) -> None:
         "model.scan is wind, but data.variables lacks u or v; set model.scan: raster",
     )
     _require(
+        model.compatibility in ("none", "aq_net2") or "elevation" in data.variables,
+        f"model.compatibility is {model.compatibility}, but data.variables lacks elevation",
+    )
+    _require(
         not model.terrain.enabled or "elevation" in data.variables,
         "model.terrain.enabled is true, but data.variables lacks elevation; set it to false",
     )
@@ -489,6 +495,7 @@ def _check_model(config: Config) -> None:
         model.regions is None or model.attention == "global",
         "model.regions cannot go with model.attention: window; leave one of them out",
     )
+    _check_compatibility(model)
     for block in model.terrain.blocks or ():
         _require(
             0 <= block < model.depth,
@@ -500,6 +507,28 @@ def _check_model(config: Config) -> None:
             f"model.predict is change, but the target {target!r} is not in data.variables; "
             "add it there or set model.predict: value",
         )
+
+
+def _check_compatibility(model: Model) -> None:
+    needed = {
+        "tokens": "all",
+        "missing": "fill",
+        "lead_time_mode": "conditioned",
+        "attention": "global",
+        "predict": "value",
+    }
+    if model.compatibility == "none":
+        return
+    for key, value in needed.items():
+        _require(
+            getattr(model, key) == value,
+            f"model.compatibility {model.compatibility} needs model.{key}: {value}",
+        )
+    _require(
+        not model.terrain.enabled,
+        f"model.compatibility {model.compatibility} needs model.terrain.enabled: false (its own "
+        "terrain terms are in block 0)",
+    )
 
 
 def _check_training(config: Config) -> None:

@@ -12,6 +12,7 @@ from aqnet.config import Config, Model
 from aqnet.errors import AqnetError
 from aqnet.model.block import Block
 from aqnet.model.calendar import calendar_features, calendar_size
+from aqnet.model.compatibility import bias_block, has_biased_block
 from aqnet.model.embedding import TokenEmbeds, VariableAggregation, patch_pixels
 from aqnet.model.positions import fraction_features, patches_of, sincos_1d, sincos_2d
 from aqnet.model.wind_scan import WindScan
@@ -47,6 +48,7 @@ class ClimaX(nn.Module):
         self.model, self.grid_shape = model, grid.shape
         self.variables, self.targets = config.data.variables, config.data.targets
         self.joint = model.lead_time_mode == "joint"
+        self.lead_time_unit = LEAD_TIME_UNIT if model.compatibility == "none" else 1.0
         self._make_buffers(config, grid, statistics)
         self._make_parameters(config, len(config.input_variables))
 
@@ -89,6 +91,8 @@ class ClimaX(nn.Module):
         self.blocks = nn.ModuleList(
             Block(model, rate, _has_terrain(model, number)) for number, rate in enumerate(rates)
         )
+        if has_biased_block(model):
+            bias_block(self.blocks[0], model, self.patch_shape)
         self.norm = nn.LayerNorm(dim)
         outputs = model.patch**2 * (num_leads if self.joint else 1) * len(self.targets)
         layers: list[nn.Module] = []
@@ -165,7 +169,9 @@ class ClimaX(nn.Module):
         sector = self._sectors(fields)
         x = self._embed(fields, sector)
         x = self._add_times(x, time, lead_time)
-        x = self._transform(self.pos_drop(x), sector.repeat_interleave(x.shape[0] // batch, dim=0))
+        passes = x.shape[0] // batch
+        elevation = self._elevation(fields, passes)
+        x = self._transform(self.pos_drop(x), elevation, sector.repeat_interleave(passes, dim=0))
         x = self.head(self.norm(x)).to(fields.dtype)
         forecast = self._to_fields(x, batch, num_leads)
         if self.model.predict == "change":
@@ -207,7 +213,7 @@ class ClimaX(nn.Module):
         target_time = time.unsqueeze(1) + lead_time
         if not self.joint:
             num_leads = lead_time.shape[1]
-            hours = lead_time.reshape(-1, 1, 1).to(x.dtype) / LEAD_TIME_UNIT
+            hours = lead_time.reshape(-1, 1, 1).to(x.dtype) / self.lead_time_unit
             x = x.repeat_interleave(num_leads, dim=0) + self.lead_time_embed(hours)
             time, target_time = time.repeat_interleave(num_leads), target_time.reshape(-1, 1)
         if self.model.calendar == "off":
@@ -216,16 +222,24 @@ class ClimaX(nn.Module):
         result: Tensor = x + self.calendar_embed(calendar.to(x.dtype))
         return result
 
-    def _transform(self, x: Tensor, sector: Tensor) -> Tensor:
+    def _elevation(self, fields: Tensor, passes: int) -> Tensor:
+        """What attention sees: [L] in km; AQ_NET2's blocks the input's patch means [N, L]."""
+        if not has_biased_block(self.model):
+            return self.elevation_km
+        channel = self.variables.index("elevation")
+        pixels = patch_pixels(fields[:, channel : channel + 1].nan_to_num(0.0), self.model.patch)
+        return pixels.mean(dim=(2, 3)).repeat_interleave(passes, dim=0)
+
+    def _transform(self, x: Tensor, elevation_km: Tensor, sector: Tensor) -> Tensor:
         """The blocks, on tokens [N, L, D] in raster order; sector [N, R * C]."""
         if self.model.attention == "global":
             for block in self.blocks:
-                x = self._run(block, x, self.elevation_km)
+                x = self._run(block, x, elevation_km)
             return x
         turned = self.scan.quarter[sector[:, 0]]
         order = [self.scan.orders[rows] for rows in (sector[:, 0], turned)]
         rank = [self.scan.ranks[rows] for rows in (sector[:, 0], turned)]
-        elevation = [self.elevation_km[rows] for rows in order]
+        elevation = [elevation_km[rows] for rows in order]
         turn = [rank[0].gather(1, order[1]), rank[1].gather(1, order[0])]
         x = _gather(x, order[0])
         for number, block in enumerate(self.blocks):
@@ -257,10 +271,6 @@ class ClimaX(nn.Module):
 def _check(model: Model, grid: Grid) -> None:
     if model.embed_dim % 4:
         raise AqnetError(f"model.embed_dim {model.embed_dim} must be a multiple of 4")
-    if model.compatibility != "none":
-        raise AqnetError(
-            f"model.compatibility: {model.compatibility} is not built yet; use none (its default)"
-        )
     if model.terrain.enabled and grid.elevation is None:
         raise AqnetError(
             "model.terrain.enabled is true, but the store has no elevation; set it to false"

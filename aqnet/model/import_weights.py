@@ -1,0 +1,193 @@
+"""Weights of AQ_NET2 and of Microsoft's ClimaX as an aqnet checkpoint; nothing in them is run.
+
+python -m aqnet.model.import_weights SOURCE --config C --output CHECKPOINT
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aqnet import checkpoint_files, errors
+from aqnet import config as configs
+from aqnet.batch import Grid, Statistics
+from aqnet.config import Config
+from aqnet.errors import AqnetError
+from aqnet.model import import_aq_net2
+from aqnet.model.climax import ClimaX
+from aqnet.model.transfer import Report
+
+# Lightning keeps hyper-parameters in a dict of its own, under these names: read as a plain dict
+_PLAIN_CONTAINERS: list[Any] = [
+    (dict, f"{module}.AttributeDict")
+    for module in (
+        "pytorch_lightning.utilities.parsing",
+        "lightning_fabric.utilities.data",
+        "lightning.fabric.utilities.data",
+        "lightning.pytorch.utilities.parsing",
+    )
+]
+_TOP_LEVEL = {
+    "optimizer_states": "the optimizer starts anew",
+    "hyper_parameters": "compared with the config; the config holds",
+}
+_ADDITIONS = ("scan_embed.", "calendar_embed.")  # start at zero: without effect until trained
+
+
+def main() -> int:
+    """Parse the command line and import; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("source", help=".ckpt or .pt file of AQ_NET2 or ClimaX")
+    parser.add_argument("--config", required=True, help="the model that takes the weights")
+    parser.add_argument("--output", required=True, help="checkpoint directory to write")
+    parser.add_argument("--grid", help="HEIGHTxWIDTH of the stores, where the source has none")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    options = parser.parse_args()
+    output = Path(options.output)
+    if output.exists():
+        raise AqnetError(f"{output}: exists; give another --output, or move it away")
+    config = configs.load(options.config, options.overrides)
+    report = import_weights(Path(options.source), config, output, _shape(options.grid))
+    for line in report.lines():
+        print(line)
+    print(f"written: {output}", flush=True)
+    return 0
+
+
+def import_weights(
+    source: Path, config: Config, output: Path, shape: tuple[int, int] | None = None
+) -> Report:
+    """Write the checkpoint directory `output` from the file `source`.
+
+    Args:
+        config: the model that takes the weights.
+        shape: the grid's (H, W), where neither the source nor `data.shape` gives it.
+    Raises:
+        AqnetError: the file holds something else than tensors and plain values, or weights that
+            this config cannot take; nothing is written.
+    """
+    tree = read_source(source)
+    report = Report()
+    tensors, settings = _parts(source, tree, report)
+    shape = shape or config.data.shape or _mask_shape(tensors)
+    if shape is None:
+        raise AqnetError(f"{source}: does not say the grid; give --grid HEIGHTxWIDTH")
+    converted = import_aq_net2.convert(str(source), tensors, settings, config, report)
+    statistics = import_aq_net2.statistics()
+    model = blank_model(config, shape, statistics)
+    state = _complete(source, converted, model.state_dict(), report)
+    described = {
+        "global_step": 0,
+        "config": configs.to_dict(config),
+        "statistics": statistics.to_dict(),
+        "data_checksums": {},
+        "imported": {"source": str(source), **report.to_dict()},
+    }
+    checkpoint_files.write(output, {"model": state}, {}, described)
+    return report
+
+
+def read_source(path: Path) -> dict[str, Any]:
+    """The file's tree of tensors, numbers, text, lists and dicts.
+
+    Raises:
+        AqnetError: it cannot be read, or holds anything else: that is not run.
+    """
+    if not path.is_file():
+        raise AqnetError(f"{path}: no such file")
+    with torch.serialization.safe_globals(_PLAIN_CONTAINERS), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of pickle protocols
+        tree = checkpoint_files.load_tensors(path)
+    return tree
+
+
+def blank_model(config: Config, shape: tuple[int, int], statistics: Statistics) -> ClimaX:
+    """A model of the config with its first weights; only the grid's shape matters to these."""
+    lat, lon = torch.meshgrid(
+        torch.linspace(1, 0, shape[0], dtype=torch.float64),
+        torch.linspace(0, 1, shape[1], dtype=torch.float64),
+        indexing="ij",
+    )
+    everywhere = torch.ones(shape, dtype=torch.bool)
+    torch.manual_seed(config.seed)
+    return ClimaX(config, Grid(lat, lon, torch.zeros(shape), everywhere), statistics)
+
+
+def _parts(
+    source: Path, tree: dict[str, Any], report: Report
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(state dict, the hyper-parameters' config); what else there is goes to the report."""
+    tensors = tree
+    if isinstance(tree.get("state_dict"), Mapping):
+        tensors = dict(tree["state_dict"])
+        for key in tree.keys() - {"state_dict"}:
+            report.dropped[key] = _TOP_LEVEL.get(key, "state of that training run")
+    wrong = [str(key) for key, value in tensors.items() if not isinstance(value, Tensor)]
+    if wrong:
+        raise AqnetError(f"{source}: expected a state dict of tensors; {wrong[0]} is none")
+    if not any(key.endswith(("var_embed", "channel_embed")) for key in tensors):
+        raise AqnetError(
+            f"{source}: neither AQ_NET2 nor ClimaX: no variable embedding (var_embed or "
+            f"channel_embed) among {len(tensors)} tensors"
+        )
+    hyper = tree.get("hyper_parameters")
+    settings = hyper.get("config", hyper) if isinstance(hyper, dict) else {}
+    return tensors, settings if isinstance(settings, dict) else {}
+
+
+def _complete(
+    source: Path, converted: dict[str, Tensor], first: dict[str, Tensor], report: Report
+) -> dict[str, Tensor]:
+    """The model's whole state, every tensor's shape checked.
+
+    Raises:
+        AqnetError: a tensor that the model does not have, lacks, or has in another shape.
+    """
+    unknown = sorted(converted.keys() - first.keys())
+    if unknown:
+        raise AqnetError(
+            f"{source}: {len(unknown)} tensors have no place in the config's model, the first: "
+            f"{', '.join(unknown[:3])}; unknown variants are not imported (is model.depth right?)"
+        )
+    state = {}
+    for name, value in first.items():
+        if name in converted:
+            found = tuple(converted[name].shape)
+            if found != tuple(value.shape):
+                raise AqnetError(
+                    f"{source}: {name} has shape {found}, the config's model {tuple(value.shape)}"
+                )
+            state[name] = converted[name].to(value.dtype).contiguous()
+            report.taken[name] = str(source)
+        elif name.startswith(_ADDITIONS):
+            state[name] = value
+            report.initialised[name] = "not in that model; zero, so without effect"
+        else:
+            raise AqnetError(f"{source}: lacks {name}, which the config's model has")
+    return state
+
+
+def _mask_shape(tensors: dict[str, Tensor]) -> tuple[int, int] | None:
+    mask = tensors.get("china_mask")
+    if mask is None or mask.ndim != 2:
+        return None
+    return mask.shape[0], mask.shape[1]
+
+
+def _shape(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    parts = text.split("x")
+    if len(parts) != 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise AqnetError(f"--grid {text}: expected HEIGHTxWIDTH, such as 128x256")
+    return int(parts[0]), int(parts[1])
+
+
+if __name__ == "__main__":
+    errors.run(main)
