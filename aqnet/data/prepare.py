@@ -1,48 +1,52 @@
 """Source files to training stores and statistics.
 
-    python -m aqnet.data.prepare --config configs/eac4.yaml [--workers N] [key=value ...]
+    python -m aqnet.data.prepare --config configs/eac4.yaml [--workers N] [--dry-run] [key=value ...]
 
-Writes one STORES/YEAR.zarr for each year of the split and STORES/statistics.json. Years that are
-complete are kept, so that an interrupted run goes on where it stopped.
+Writes one STORES/YEAR.zarr for each year of the split and STORES/statistics.json. What is written
+is kept, so that an interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import argparse
 import fcntl
-import multiprocessing
+import json
+import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from numcodecs import blosc
 from numpy.typing import NDArray
 
 from aqnet import config as configuration
-from aqnet.batch import Grid
 from aqnet.config import STATIC_VARIABLES, Config
-from aqnet.data import split, statistics, store, units
+from aqnet.data import split, statistics, store, store_writer, units
+from aqnet.data.model_grid import ModelGrid
+from aqnet.data.parallel import Progress, run_blocks
 from aqnet.data.sources import SourceView, dynamic_names, hour_text, open_sources
+from aqnet.data.store_writer import StoreWriter
 from aqnet.errors import AqnetError, run
 
-BLOCK_HOURS = 240  # time steps in memory at once
-_PROGRESS_SECONDS = 3.0
+BLOCK_BYTES = 320e6  # of fields in memory at once in each worker, which needs about four times it
+BLOCK_HOURS = 5 * store.HOURS_PER_SHARD
 
 Array = NDArray[Any]
 
 
-def prepare(config: Config, workers: int = 1) -> None:
+def prepare(config: Config, workers: int = 1, dry_run: bool = False) -> None:
     """Write the stores of all years of the split, then their statistics.
 
     Args:
-        workers: processes; each takes a year at a time.
+        workers: processes, each taking a block of hours at a time.
+        dry_run: print the plan and write nothing.
     Raises:
         AqnetError: the sources lack a year or a variable, are damaged, differ from those of
-            stores already there, or no cell ever holds a target.
+            stores already there, no cell ever holds a target, or the stores cannot be written.
     """
     if config.data.resample != "none":
         raise AqnetError(
@@ -58,61 +62,84 @@ def prepare(config: Config, workers: int = 1) -> None:
     years = split.all_years(config.data.split)
     for year in years:  # before anything is written
         sources.check_variables(dynamic_names(config.data), _rows(config, sources, year))
-    directory = Path(config.data.stores)
-    with _alone(directory):
-        missing = [year for year in years if not _is_complete(config, sources, year)]
-        print(f"prepare: {len(years)} years, {len(years) - len(missing)} complete", flush=True)
+    grid = ModelGrid(config, sources)
+    missing = [year for year in years if not _is_complete(config, sources, year)]
+    _print_plan(config, grid, years, missing, workers)
+    if dry_run:
+        return
+    with _alone(Path(config.data.stores)):
         if missing:
-            mask = _domain(config, sources)
+            mask = _domain(config, grid, workers)
             _refuse_other_masks(config, [year for year in years if year not in missing], mask)
             print(f"prepare: the domain has {int(mask.sum())} of {mask.size} cells", flush=True)
-            _write_years(config, missing, mask, workers)
-        statistics.write(config, [store.open_store(_path(config, year)) for year in years])
-    print(f"prepare: statistics in {directory / 'statistics.json'}", flush=True)
+            _write_years(config, grid, missing, mask, workers)
+        path = statistics.write(config, [store.open_store(_path(config, year)) for year in years])
+    print(f"prepare: statistics in {path}", flush=True)
 
 
-def _write_years(config: Config, years: list[int], mask: Array, workers: int) -> None:
-    if workers == 1:
-        for year in years:
-            _write_year(config, year, mask)
-        return
-    # torch and zarr keep threads, which a forked child would lack
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(years)), mp_context=context) as pool:
-        for job in [pool.submit(_write_year, config, year, mask) for year in years]:
-            job.result()
+def _write_years(
+    config: Config, grid: ModelGrid, years: list[int], mask: Array, workers: int
+) -> None:
+    names = dynamic_names(config.data)
+    where, static = grid.grid(mask)
+    writers: dict[int, StoreWriter] = {}
+    blocks: list[tuple[int, slice]] = []
+    for year in years:
+        rows = _rows(config, grid.sources, year)
+        writers[year] = store_writer.create(
+            _path(config, year),
+            names=names,
+            units={name: units.canonical_unit(name) or "" for name in (*names, *static)},
+            time=grid.sources.times[rows],
+            grid=where,
+            static=static,
+            source=_origin(config, grid.sources, rows),
+            dtype=config.data.dtype,
+        )
+        for part in writers[year].missing():
+            blocks += [(year, rows) for rows in _blocks(config, grid, part.start, part.stop)]
+    left = Counter(year for year, _ in blocks)
+    progress = Progress("prepare", sum(rows.stop - rows.start for _, rows in blocks))
+    noise: Counter[str] = Counter()
+    starts = {year: _rows(config, grid.sources, year).start for year in years}
+    for year in years:
+        if not left[year]:
+            writers[year].commit()
+    for (year, rows), found in run_blocks(
+        _write_block, (grid, names, writers, starts), blocks, workers
+    ):
+        noise += found
+        progress.add(rows.stop - rows.start)
+        left[year] -= 1
+        if not left[year]:
+            writers[year].commit()
+            progress.tell(f"{year} written, {len(writers[year].time)} times")
+    zeroed = ", ".join(f"{name} {n}" for name, n in sorted(noise.items()) if n)
+    if zeroed:
+        print(f"prepare: values from -0.01 to 0 ug/m3 set to 0: {zeroed}", flush=True)
 
 
-def _write_year(config: Config, year: int, mask: Array) -> None:
-    sources = open_sources(config.data)
-    rows, names = _rows(config, sources, year), dynamic_names(config.data)
-    grid, static = _grid_and_static(config, sources, mask)
-    writer = store.create(
-        _path(config, year),
-        names=names,
-        units={name: units.canonical_unit(name) or "" for name in (*names, *static)},
-        time=sources.times[rows],
-        grid=grid,
-        static=static,
-        source=_origin(config, sources, rows),
-        dtype=config.data.dtype,
-    )
-    told = began = time.monotonic()
-    for start in range(rows.start, rows.stop, BLOCK_HOURS):
-        block = sources.read(names, slice(start, min(start + BLOCK_HOURS, rows.stop)))
-        writer.write(start - rows.start, _padded(block, config.model.patch))
-        if time.monotonic() - told > _PROGRESS_SECONDS:
-            told = time.monotonic()
-            share = (start + len(block) - rows.start) / (rows.stop - rows.start)
-            print(f"prepare: {year} {share:4.0%}", flush=True)
-    writer.commit()
-    zeroed = ", ".join(f"{name} {n}" for name, n in sorted(sources.noise.items()) if n)
-    print(
-        f"prepare: {year} written, {rows.stop - rows.start} times in "
-        f"{time.monotonic() - began:.1f} s"
-        + (f"; values from -0.01 to 0 ug/m3 set to 0: {zeroed}" if zeroed else ""),
-        flush=True,
-    )
+def _write_block(
+    common: tuple[ModelGrid, tuple[str, ...], dict[int, StoreWriter], dict[int, int]],
+    block: tuple[int, slice],
+) -> Counter[str]:
+    """Write rows of a year's store; returns how many values were packing noise."""
+    grid, names, writers, starts = common
+    year, rows = block
+    grid.sources.noise.clear()
+    fields = grid.read(names, slice(starts[year] + rows.start, starts[year] + rows.stop))
+    writers[year].write(rows.start, fields)
+    return Counter(grid.sources.noise)
+
+
+def _blocks(config: Config, grid: ModelGrid, start: int, stop: int) -> list[slice]:
+    """Rows start to stop in blocks of whole shards that a worker can hold."""
+    shard = store.HOURS_PER_SHARD
+    hour = 4 * len(dynamic_names(config.data)) * max(grid.lat.size, grid.sources.lat.size)
+    size = int(max(shard, min(BLOCK_HOURS, BLOCK_BYTES // hour // shard * shard)))
+    # at multiples of the size, so that a resumed run reads the same chunks of the source at once
+    edges = [start, *range((start // size + 1) * size, stop, size), stop]
+    return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
 
 
 def _path(config: Config, year: int) -> Path:
@@ -134,12 +161,12 @@ def _origin(config: Config, sources: SourceView, rows: slice) -> dict[str, Any]:
     """What a store was made from, as far as it must agree for the store to be used again."""
     names = (*dynamic_names(config.data), *STATIC_VARIABLES)
     return {
-        "layout": config.data.sources[0].path,
-        "files": [str(path.name) for path, _ in sources.pieces(rows)],
+        **sources.fingerprint(rows),
         "names": {name: sources.file_name(name) for name in names},
         "units": dict(config.data.units),
         "rows": rows.stop - rows.start,
         "patch": config.model.patch,
+        "dtype": config.data.dtype,
     }
 
 
@@ -156,6 +183,11 @@ def _is_complete(config: Config, sources: SourceView, year: int) -> bool:
         differing.append("variables")
     if not np.array_equal(found.time, sources.times[rows]):
         differing.append("times")
+    if differing == ["file_sizes_and_times"]:
+        raise AqnetError(
+            f"{path}: its source files have changed since it was made (sizes or times of "
+            "change differ); remove the store to prepare it again"
+        )
     if differing:
         raise AqnetError(
             f"{path}: this store was made from another source or with other settings "
@@ -165,25 +197,52 @@ def _is_complete(config: Config, sources: SourceView, year: int) -> bool:
     return True
 
 
-def _domain(config: Config, sources: SourceView) -> Array:
-    """The domain mask of the model grid, bool, shape [H, W] with padding."""
-    shape = sources.lat.shape
-    if config.data.mask_file is not None:
-        mask = _array_file(config.data.mask_file, "data.mask_file", shape) > 0
-    else:
-        mask = np.zeros(shape, bool)
-        for start, stop in split.intervals(config.data.split.train):
-            first, after = np.searchsorted(sources.times, (start, stop))
-            for row in range(int(first), int(after), BLOCK_HOURS):
-                rows = slice(row, min(row + BLOCK_HOURS, int(after)))
-                block = sources.read(config.data.targets, rows)
-                mask |= np.isfinite(block).any(axis=(0, 1))
+def _domain(config: Config, grid: ModelGrid, workers: int) -> Array:
+    """The domain mask of the model grid, bool, shape [H, W]; kept beside the stores."""
+    mask = grid.domain_file()
+    if mask is None:
+        mask = _observed(config, grid, workers)
     if not mask.any():
         raise AqnetError(
             f"{config.data.sources[0].path}: no valid cell: the targets "
             f"{', '.join(config.data.targets)} are missing everywhere in the training split"
         )
-    return _padded(mask, config.model.patch, False)
+    return mask
+
+
+def _observed(config: Config, grid: ModelGrid, workers: int) -> Array:
+    """Cells with a finite target at some time of the training split."""
+    sources, blocks = grid.sources, []
+    made_from: dict[str, Any] = {"targets": list(config.data.targets)}
+    for period, hours in zip(
+        config.data.split.train, split.intervals(config.data.split.train), strict=True
+    ):
+        first, after = (int(row) for row in np.searchsorted(sources.times, hours))
+        blocks += _blocks(config, grid, first, after)
+        made_from[period] = _origin(config, sources, slice(first, after))
+    kept = Path(config.data.stores) / ".domain.npz"
+    identity = json.dumps(made_from, sort_keys=True)
+    if kept.exists():
+        with np.load(kept) as found:
+            if str(found["made_from"]) == identity:
+                return np.asarray(found["mask"])
+    mask = np.zeros(grid.lat.shape, bool)
+    progress = Progress("prepare: domain", sum(rows.stop - rows.start for rows in blocks))
+    for rows, part in run_blocks(_observed_block, (grid, config.data.targets), blocks, workers):
+        mask |= part
+        progress.add(rows.stop - rows.start)
+        if mask.all():
+            break
+    beside = kept.with_suffix(".partial")
+    with beside.open("wb") as file:
+        np.savez(file, mask=mask, made_from=identity)
+    beside.replace(kept)
+    return mask
+
+
+def _observed_block(common: tuple[ModelGrid, tuple[str, ...]], rows: slice) -> Array:
+    grid, targets = common
+    return np.asarray(np.isfinite(grid.read(targets, rows)).any(axis=(0, 1)))
 
 
 def _refuse_other_masks(config: Config, years: list[int], mask: Array) -> None:
@@ -195,61 +254,34 @@ def _refuse_other_masks(config: Config, years: list[int], mask: Array) -> None:
             )
 
 
-def _grid_and_static(
-    config: Config, sources: SourceView, mask: Array
-) -> tuple[Grid, dict[str, Array]]:
-    patch = config.model.patch
-    lat, lon = (_extrapolated(values, mask.shape) for values in (sources.lat, sources.lon))
-    lat = np.clip(lat, -90, 90)
-    static: dict[str, Array] = {}
-    for name in STATIC_VARIABLES:
-        if name not in config.data.variables:
-            continue
-        if name in ("lat2d", "lon2d"):
-            static[name] = (lat if name == "lat2d" else lon).astype(np.float32)
-        elif name in config.data.static_files:
-            path = config.data.static_files[name]
-            values = _array_file(path, f"data.static_files.{name}", sources.lat.shape)
-            static[name] = _padded(values.astype(np.float32), patch)
-        else:
-            static[name] = _padded(sources.static(name), patch)
-    elevation = static.get("elevation")
-    grid = Grid(
-        lat=torch.from_numpy(lat),
-        lon=torch.from_numpy(lon),
-        elevation=None if elevation is None else torch.from_numpy(elevation),
-        mask=torch.from_numpy(mask),
+def _print_plan(
+    config: Config, grid: ModelGrid, years: list[int], missing: list[int], workers: int
+) -> None:
+    """Say what will be written; time and packed size are those of the first hours, times more."""
+    print(f"prepare: {len(years)} years, {len(years) - len(missing)} complete", flush=True)
+    if not missing:
+        return
+    names = dynamic_names(config.data)
+    first = _rows(config, grid.sources, missing[0]).start
+    began = time.monotonic()
+    sample = grid.read(names, slice(first, first + 12)).astype(config.data.dtype)
+    name = store.COMPRESSOR.encode()
+    packed = [blosc.compress(hour, name, store.LEVEL, blosc.SHUFFLE) for hour in sample]
+    seconds = 2 * (time.monotonic() - began) / len(sample)  # moments, checksums, flushing: as much
+    hours = sum(rows.stop - rows.start for rows in (_rows(config, grid.sources, y) for y in missing))
+    size = hours * sample[0].nbytes / 1e9
+    share = sum(len(chunk) for chunk in packed) / sample.nbytes
+    place = Path(config.data.stores)
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free / 1e9
+    height, width = grid.lat.shape
+    print(
+        f"prepare: to write {hours} hours of {len(names)} variables on {height} x {width} cells: "
+        f"{size:.1f} GB, about {size * share:.1f} GB packed ({free:.0f} GB free), about "
+        f"{seconds * hours / workers / 60:.0f} min with {workers} workers",
+        flush=True,
     )
-    return grid, static
-
-
-def _array_file(path: str, key: str, shape: tuple[int, ...]) -> Array:
-    if Path(path).suffix != ".npy":
-        raise AqnetError(f"{key}: {path}: expected a .npy file on the grid of the source")
-    try:
-        values: Array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise AqnetError(f"{key}: {path}: cannot read this file: {error}") from None
-    if values.shape != shape:
-        raise AqnetError(f"{key}: {path} has shape {values.shape}; the source has {shape}")
-    return values
-
-
-def _padded(values: Array, patch: int, fill: Any = np.nan) -> Array:
-    """`values` [..., H, W] with rows and columns of `fill` up to a multiple of `patch`."""
-    pads = [(0, -size % patch) for size in values.shape[-2:]]
-    return np.pad(values, [(0, 0)] * (values.ndim - 2) + pads, constant_values=fill)
-
-
-def _extrapolated(values: Array, shape: tuple[int, ...]) -> Array:
-    """Coordinates [H, W] continued linearly to `shape`."""
-    for axis in (0, 1):
-        extra = shape[axis] - values.shape[axis]
-        last = np.take(values, [-1], axis)
-        step = last - np.take(values, [-2], axis) if values.shape[axis] > 1 else 0 * last
-        more = [last + step * (at + 1) for at in range(extra)]
-        values = np.concatenate([values, *more], axis)
-    return values
 
 
 @contextmanager
@@ -276,9 +308,11 @@ def main() -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--config", required=True, help="YAML file")
     parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan, write nothing")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_intermixed_args()
-    prepare(configuration.load(arguments.config, arguments.overrides), max(1, arguments.workers))
+    config = configuration.load(arguments.config, arguments.overrides)
+    prepare(config, max(1, arguments.workers), arguments.dry_run)
 
 
 if __name__ == "__main__":

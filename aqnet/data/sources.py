@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -189,6 +191,21 @@ class SourceView:
             low, high = max(start, int(first)), min(stop, int(after))
             if low < high:
                 yield path, slice(low - int(first), high - int(first))
+
+    def fingerprint(self, rows: slice) -> dict[str, Any]:
+        """Which files hold `times[rows]`, and a digest of their names, sizes and times of change,
+        by which an edited file is noticed."""
+        paths = [path for path, _ in self.pieces(rows)]
+        digest = hashlib.sha256()
+        for path in paths:
+            inside = sorted(path.rglob("*")) if path.is_dir() else [path]
+            for file in inside:
+                found = file.stat()
+                if not file.is_dir():
+                    name = str(file.relative_to(path.parent))
+                    digest.update(f"{name} {found.st_size} {found.st_mtime_ns}\n".encode())
+        files = [paths[0].name, paths[-1].name, len(paths)] if paths else []
+        return {"first_last_and_count_of_files": files, "file_sizes_and_times": digest.hexdigest()}
 
     def _conversion(self, file: SourceFile, name: str) -> units.Conversion:
         inside = self.file_name(name)

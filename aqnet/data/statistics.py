@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from aqnet.batch import Statistics
@@ -17,52 +16,30 @@ from aqnet.checkpoint_files import replace_text
 from aqnet.config import STATIC_VARIABLES, Config
 from aqnet.data import split
 from aqnet.data.dataset import ForecastDataset
+from aqnet.data.moments import Moments, merged, moments
 from aqnet.data.sources import dynamic_names
 from aqnet.data.store import Store
 from aqnet.errors import AqnetError
 
-Moments = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
-
-
-def moments(values: NDArray[np.float32]) -> Moments:
-    """Count, mean and sum of squared deviations over the finite values of each row of [V, n]."""
-    wide = values.astype(np.float64)
-    finite = np.isfinite(wide)
-    count = finite.sum(axis=1).astype(np.float64)
-    mean = np.where(finite, wide, 0.0).sum(axis=1) / np.maximum(count, 1.0)
-    deviation = np.where(finite, wide - mean[:, None], 0.0)
-    return count, mean, (deviation**2).sum(axis=1)
-
-
-def merge(first: Moments, second: Moments) -> Moments:
-    """Moments of two disjoint sets taken together (Chan, Golub and LeVeque 1979)."""
-    count = first[0] + second[0]
-    share = second[0] / np.maximum(count, 1.0)
-    step = second[1] - first[1]
-    squares = first[2] + second[2] + step**2 * first[0] * share
-    return count, first[1] + step * share, squares
-
-
 def compute(config: Config, stores: Sequence[Store]) -> Statistics:
-    """Stream the training split once; only finite values inside the domain mask count.
+    """Merge what each hour of the training split measured over the domain when it was written.
 
     Raises:
         AqnetError: a variable has no value there.
     """
     names = dynamic_names(config.data)
     statics = tuple(name for name in config.data.variables if name in STATIC_VARIABLES)
-    total: Moments = (np.zeros(len(names)), np.zeros(len(names)), np.zeros(len(names)))
     periods = split.intervals(config.data.split.train)
+    parts = []
     for store in stores:
         channels = [store.names.index(name) for name in names]
-        mask = store.grid.mask.numpy()
         wanted = [(store.time >= first) & (store.time < end) for first, end in periods]
-        for row in np.flatnonzero(np.any(wanted, axis=0)):
-            total = merge(total, moments(store.read(int(row))[channels][:, mask]))
+        parts.append(store.moments()[np.any(wanted, axis=0)][:, :, channels])
+    total = merged(np.concatenate(parts))
     if statics:
         mask = stores[0].grid.mask.numpy()
-        fields = [stores[0].static[name][mask] for name in statics]
-        total = _join(total, moments(np.stack(fields)))
+        fields = np.stack([stores[0].static[name][mask] for name in statics])
+        total = np.concatenate((total, moments(fields)), axis=1)
     return _statistics((*names, *statics), total, config.data.stores)
 
 
@@ -128,12 +105,6 @@ def initial_rho(dataset: ForecastDataset) -> Tensor:
         products += torch.where(pair, present * batch.targets.double(), 0.0).sum((2, 3))
         squares += torch.where(pair, present**2, 0.0).sum((2, 3))
     return torch.where(squares > 0, products / squares, 0.0).float()
-
-
-def _join(first: Moments, second: Moments) -> Moments:
-    """Moments of different variables, one after another."""
-    count, mean, squares = (np.concatenate(pair) for pair in zip(first, second, strict=True))
-    return count, mean, squares
 
 
 def _statistics(names: tuple[str, ...], total: Moments, where: str) -> Statistics:

@@ -7,7 +7,7 @@ import torch
 
 from aqnet import config as configs
 from aqnet.batch import Grid
-from aqnet.data import statistics, store
+from aqnet.data import statistics, store, store_writer
 from aqnet.errors import AqnetError
 
 FIRST = 394464  # 2015-01-01 00:00 UTC
@@ -44,7 +44,7 @@ def config(tmp_path: Path) -> configs.Config:
 @pytest.fixture
 def stores(tmp_path: Path) -> list[store.Store]:
     lat = torch.arange(12, dtype=torch.float64).reshape(3, 4)
-    writer = store.create(
+    writer = store_writer.create(
         tmp_path / "2015.zarr",
         names=("psfc", "pm25"),
         units={"psfc": "Pa", "pm25": "ug m-3"},

@@ -9,7 +9,7 @@ import xarray
 import zarr
 
 from aqnet.batch import Grid
-from aqnet.data import store
+from aqnet.data import store, store_writer
 from aqnet.errors import AqnetError
 
 HOURS = 100
@@ -22,11 +22,11 @@ def fields() -> np.ndarray:
     return values
 
 
-def begin(path: Path, dtype: str = "float32") -> store.StoreWriter:
+def begin(path: Path, dtype: str = "float32") -> store_writer.StoreWriter:
     lat, lon = np.meshgrid(np.linspace(20, 50, 4), np.linspace(80, 130, 5), indexing="ij")
     elevation = np.arange(20, dtype=np.float32).reshape(4, 5)
     mask = torch.from_numpy(elevation > 3)
-    return store.create(
+    return store_writer.create(
         path,
         names=("u", "v", "pm25"),
         units={"u": "m s-1", "v": "m s-1", "pm25": "ug m-3", "elevation": "m"},

@@ -8,7 +8,7 @@ import torch
 
 from aqnet import config as configs
 from aqnet.batch import Grid
-from aqnet.data import store
+from aqnet.data import store_writer
 
 NAMES = ("temp", "pm25", "o3")
 SHAPE = (3, 4)
@@ -46,7 +46,7 @@ def grid(mask: torch.Tensor | None = None) -> Grid:
 def write(folder: Path, year: int, times: list[int], **other: Any) -> None:
     where = other.get("grid") or grid()
     assert where.elevation is not None
-    writer = store.create(
+    writer = store_writer.create(
         folder / f"{year}.zarr",
         names=other.get("names", NAMES),
         units={"temp": "K", "pm25": "ug m-3", "o3": "ug m-3"},
