@@ -1,6 +1,6 @@
 """Source files to training stores and statistics.
 
-    python -m aqnet.data.prepare --config configs/eac4.yaml [--workers N] [--dry-run] [key=value ...]
+    python -m aqnet.data.prepare --config configs/eac4.yaml [--workers N] [--dry-run] [key=value]
 
 Writes one STORES/YEAR.zarr for each year of the split and STORES/statistics.json. What is written
 is kept, so that an interrupted run goes on where it stopped.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import itertools
 import json
 import shutil
 import time
@@ -139,7 +140,7 @@ def _blocks(config: Config, grid: ModelGrid, start: int, stop: int) -> list[slic
     size = int(max(shard, min(BLOCK_HOURS, BLOCK_BYTES // hour // shard * shard)))
     # at multiples of the size, so that a resumed run reads the same chunks of the source at once
     edges = [start, *range((start // size + 1) * size, stop, size), stop]
-    return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    return [slice(a, b) for a, b in itertools.pairwise(edges)]
 
 
 def _path(config: Config, year: int) -> Path:
@@ -257,18 +258,20 @@ def _refuse_other_masks(config: Config, years: list[int], mask: Array) -> None:
 def _print_plan(
     config: Config, grid: ModelGrid, years: list[int], missing: list[int], workers: int
 ) -> None:
-    """Say what will be written; time and packed size are those of the first hours, times more."""
+    """Say what will be written, the time and packed size by those of the first hours."""
     print(f"prepare: {len(years)} years, {len(years) - len(missing)} complete", flush=True)
     if not missing:
         return
     names = dynamic_names(config.data)
     first = _rows(config, grid.sources, missing[0]).start
     began = time.monotonic()
-    sample = grid.read(names, slice(first, first + 12)).astype(config.data.dtype)
+    sample = grid.read(names, slice(first, first + store.HOURS_PER_SHARD)).astype(config.data.dtype)
     name = store.COMPRESSOR.encode()
     packed = [blosc.compress(hour, name, store.LEVEL, blosc.SHUFFLE) for hour in sample]
     seconds = 2 * (time.monotonic() - began) / len(sample)  # moments, checksums, flushing: as much
-    hours = sum(rows.stop - rows.start for rows in (_rows(config, grid.sources, y) for y in missing))
+    hours = sum(
+        rows.stop - rows.start for rows in (_rows(config, grid.sources, y) for y in missing)
+    )
     size = hours * sample[0].nbytes / 1e9
     share = sum(len(chunk) for chunk in packed) / sample.nbytes
     place = Path(config.data.stores)
@@ -279,7 +282,7 @@ def _print_plan(
     print(
         f"prepare: to write {hours} hours of {len(names)} variables on {height} x {width} cells: "
         f"{size:.1f} GB, about {size * share:.1f} GB packed ({free:.0f} GB free), about "
-        f"{seconds * hours / workers / 60:.0f} min with {workers} workers",
+        f"{seconds * hours / workers / 60:.1f} min (--workers {workers})",
         flush=True,
     )
 

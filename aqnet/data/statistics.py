@@ -21,6 +21,7 @@ from aqnet.data.sources import dynamic_names
 from aqnet.data.store import Store
 from aqnet.errors import AqnetError
 
+
 def compute(config: Config, stores: Sequence[Store]) -> Statistics:
     """Merge what each hour of the training split measured over the domain when it was written.
 

@@ -184,7 +184,9 @@ def create(
     for values, _, _ in arrays.values():
         digest.update(np.ascontiguousarray(values).data)
     begun = digest.hexdigest()
-    writer = StoreWriter(path, path.with_name(path.name + ".partial"), time, arrays["mask"][0], dtype)
+    writer = StoreWriter(
+        path, path.with_name(path.name + ".partial"), time, arrays["mask"][0], dtype
+    )
     if _begun(writer.partial) == begun:
         return writer
     shutil.rmtree(writer.partial, ignore_errors=True)
