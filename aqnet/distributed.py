@@ -10,10 +10,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import datetime
+import gc
+import importlib
 import os
 import signal
 import sys
 import time
+import traceback
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
@@ -45,6 +48,8 @@ def start(timeout_seconds: float) -> torch.device:
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 or dist.is_initialized():
         return device
+    # DDP loads this module, whose default arguments keep the group that exists while it is loaded
+    importlib.import_module("torch.distributed.nn.functional")
     timeout = datetime.timedelta(seconds=timeout_seconds)
     try:
         store, rank_, size = next(dist.rendezvous("env://", timeout=timeout))
@@ -68,11 +73,22 @@ def start(timeout_seconds: float) -> torch.device:
 
 
 def stop() -> None:
-    """Leave the process group (nothing to do without one)."""
+    """Leave the process group (nothing to do without one).
+
+    Drop the wrapped model before: a thread of gloo that outlives this call may ask for Python's
+    lock when the interpreter has gone, which aborts the process ("terminate called without an
+    active exception"). An error on its way loses its local variables, for they may hold the model.
+    """
     global _store
     _store = None
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    if not dist.is_initialized():
+        return
+    error = sys.exc_info()[1]
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
+    gc.collect()  # DDP is part of reference cycles and holds the group
+    dist.destroy_process_group()
 
 
 def at_step(step: int) -> None:

@@ -1,5 +1,6 @@
 """Collectives among two gloo processes, and the same calls in one process without a group."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -96,6 +97,33 @@ def accumulate() -> None:
 
 def test_gradients_are_averaged_once_per_step():
     on_two(accumulate)
+
+
+def threads() -> list[str]:
+    return [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+
+
+def train_and_leave(fails: bool) -> None:
+    def step() -> None:
+        wrapped = distributed.wrap(torch.nn.Linear(3, 1))
+        wrapped(torch.ones(1, 3)).sum().backward()
+        assert any("gloo" in name for name in threads())
+        if fails:
+            raise OSError("2013.zarr: bad chunk")
+
+    with pytest.raises(OSError, match="bad chunk") if fails else contextlib.nullcontext():
+        try:
+            step()
+        finally:
+            distributed.stop()
+            assert not any("gloo" in name for name in threads())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+@pytest.mark.parametrize("fails", [False, True])
+def test_no_thread_of_the_group_outlives_it(fails: bool):
+    """One that did has aborted an exit in one of ten runs."""
+    on_two(train_and_leave, fails)
 
 
 def refused() -> None:
