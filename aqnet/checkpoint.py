@@ -39,6 +39,12 @@ class Checkpoints:
         self._pending: Future[None] | None = None
         self._buffers: dict[tuple[Any, ...], Tensor] = {}
 
+    def reserve(self, model_state: dict[str, Any], optimizer_state: dict[str, Any]) -> None:
+        """Claim the memory that `save` copies to; done by the first `save` it takes a while."""
+        if distributed.is_main():
+            self._staged(model_state, ("model",))
+            self._staged(optimizer_state, ("opt",))
+
     def save(
         self,
         model_state: dict[str, Any],

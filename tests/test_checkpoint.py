@@ -80,6 +80,17 @@ def test_training_may_go_on_while_the_copy_is_written(tmp_path: Path):
     assert all(torch.equal(loaded.model[name], value) for name, value in before.items())
 
 
+def test_reserved_memory_is_what_is_saved_from(tmp_path: Path):
+    model, optimizer, state = states(1)
+    checkpoints = Checkpoints(tmp_path, 1)
+    checkpoints.reserve(model, optimizer)
+    places = {key: buffer.data_ptr() for key, buffer in checkpoints._buffers.items()}
+    checkpoints.save(model, optimizer, state, None)
+    assert {key: buffer.data_ptr() for key, buffer in checkpoints._buffers.items()} == places
+    loaded = checkpoints.load_latest()
+    assert loaded is not None and torch.equal(loaded.model["weight"], model["model"]["weight"])
+
+
 def test_the_best_and_the_newest_two_are_kept_and_named(tmp_path: Path):
     saved(tmp_path, {1: 0.3, 2: 0.1, 3: 0.2, 4: None, 5: float("nan"), 6: 0.9}, keep_best=2)
     assert names(tmp_path) == [f"step_{step:08d}" for step in (2, 3, 5, 6)]

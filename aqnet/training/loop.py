@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
@@ -162,6 +163,7 @@ def fit(run: Run) -> str:
     run.telemetry.text("config", to_yaml(run.config))
     run.trainee.parallel.train()
     warm_up(run.trainee, run.empty)
+    run.checkpoints.reserve(*_tensors(run))
     stopped = _after_step(run, saved=True) if progress.global_step else False
     while not stopped and not is_finished(run.config, progress):
         stopped = _epoch(run)
@@ -252,7 +254,8 @@ def _validate(run: Run) -> float | None:
         return None
     metric = values["validation/loss"]
     progress.validated_step = progress.global_step
-    if progress.best_metric is None or metric < progress.best_metric:
+    best = progress.best_metric
+    if math.isfinite(metric) and (best is None or metric < best):
         progress.best_metric, progress.validations_since_best = metric, 0
     else:
         progress.validations_since_best += 1
@@ -260,13 +263,18 @@ def _validate(run: Run) -> float | None:
     return metric
 
 
+def _tensors(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a checkpoint holds of the model and of the optimizer, not copied."""
+    model = {"model": run.trainee.model.state_dict()}
+    if run.average is not None:
+        model["ema"] = run.average.state_dict()
+    return model, run.trainee.optimizer.state_dict()
+
+
 def _save(run: Run, metric: float | None) -> None:
     with run.trainee.stopwatch.part("checkpoint"):
-        model = {"model": run.trainee.model.state_dict()}
-        if run.average is not None:
-            model["ema"] = run.average.state_dict()
         state = {**asdict(run.progress), **run.constants}
-        run.checkpoints.save(model, run.trainee.optimizer.state_dict(), state, metric)
+        run.checkpoints.save(*_tensors(run), state, metric)
 
 
 def _count_bad_step(run: Run, loss: float, norm: float, times: list[int]) -> None:

@@ -57,10 +57,20 @@ def parameter_groups(
 
 
 def make_optimizer(model: nn.Module, train: Train) -> torch.optim.AdamW:
-    """AdamW over `parameter_groups`, fused on a GPU."""
+    """AdamW over `parameter_groups`, fused (on a CPU as well: 3 to 7 times faster).
+
+    Its state is there from the start, not from the first step: what does not fit fails at once.
+    """
     groups = parameter_groups(model, train.weight_decay, train.learning_rate_factors)
-    fused = groups[0]["params"][0].is_cuda
-    return torch.optim.AdamW(groups, lr=train.learning_rate, fused=fused)
+    optimizer = torch.optim.AdamW(groups, lr=train.learning_rate, fused=True)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+    return optimizer
 
 
 def schedule(step: int, train: Train) -> float:

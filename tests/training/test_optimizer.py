@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -90,6 +91,27 @@ def test_groups_learn_at_their_factor_of_the_scheduled_rate():
     assert set_learning_rate(optimizer, 1, train) == pytest.approx(0.05)
     rates = {group["factor"]: group["lr"] for group in optimizer.param_groups}
     assert rates == pytest.approx({1.0: 0.05, 0.5: 0.025})
+
+
+def test_optimizer_with_its_state_made_at_the_start_steps_like_torchs():
+    train = Train(max_steps=12, learning_rate=0.1)
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    optimizer = make_optimizer(model, train)
+    twin = copy.deepcopy(model)
+    groups = parameter_groups(twin, train.weight_decay, {})
+    plain = torch.optim.AdamW(groups, lr=0.1, fused=True)
+    for _ in range(3):
+        data = torch.randn(5, 3)
+        for each, its_optimizer in ((model, optimizer), (twin, plain)):
+            its_optimizer.zero_grad()
+            each(data).square().sum().backward()
+            its_optimizer.step()
+    assert torch.equal(model.weight, twin.weight) and torch.equal(model.bias, twin.bias)
+    ours, theirs = optimizer.state[model.weight], plain.state[twin.weight]
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert all(ours[key].dtype == theirs[key].dtype for key in ours)
 
 
 def test_moving_average_follows_its_definition_and_gives_the_weights_back():
