@@ -128,6 +128,7 @@ def test_directory_of_another_run_is_refused_and_left_alone(tiny: dict[str, Any]
     before = (run_dir / "config.yaml").read_bytes()
     output = complete(command(tiny, run_dir, 1), status=2)
     assert "seed (7 -> 0)" in output
+    assert "no checkpoint: remove this file to start anew" in output
     assert len(output.strip().splitlines()) == 1
     assert (run_dir / "config.yaml").read_bytes() == before
 
