@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 import evaluate as evaluation
+from aqnet import checkpoint_files, distributed, errors
 from aqnet import config as configs
-from aqnet import distributed, errors
 from aqnet.batch import Statistics
 from aqnet.checkpoint import Checkpoints, Loaded
 from aqnet.config import Config
@@ -24,6 +24,7 @@ from aqnet.data.dataset import ForecastDataset, collate, loader, open_stores
 from aqnet.data.sampler import EMPTY_ITEM, EvaluationSampler, TrainSampler
 from aqnet.errors import AqnetError
 from aqnet.evaluation.validation import validate
+from aqnet.model import transfer
 from aqnet.model.climax import ClimaX
 from aqnet.run_directory import RunDirectory, keep_config
 from aqnet.training import loop
@@ -62,10 +63,6 @@ def main() -> int:
 
 def train(config: Config, device: torch.device, profile_steps: int) -> None:
     """Train in `config.run_dir`, from its last checkpoint if it holds one."""
-    if config.train.init_from is not None:
-        raise AqnetError(
-            "train.init_from: starting from other weights is not built yet; leave it out"
-        )
     directory = RunDirectory(config.run_dir)
     directory.claim()
     status = "failed"
@@ -110,8 +107,11 @@ def assemble(
     torch.use_deterministic_algorithms(config.train.deterministic)
     stores = open_stores(config)
     checksums = {store.path.name: store.checksum for store in stores}
+    origin = first_weights(config) if loaded is None else None
     if loaded is None:
         statistics = data_statistics.read(config, stores)
+        if origin is not None:
+            statistics = transfer.starting_statistics(config, statistics, origin)
     else:
         check_data(loaded, checksums)
         statistics = Statistics.from_dict(loaded.state["statistics"])
@@ -125,6 +125,9 @@ def assemble(
     model = ClimaX(config, train_data.grid, statistics).to(device)
     if loaded is None and config.model.predict == "change":
         model.set_rho(distributed.on_main(partial(data_statistics.initial_rho, train_data)))
+    if origin is not None:
+        for line in transfer.take_weights(model, config, origin).lines():
+            say(f"{origin.path}: {line}")
     if config.train.compile:
         model.compile()
     size, rank = distributed.world_size(), distributed.rank()
@@ -159,6 +162,12 @@ def assemble(
         config,
     )
     return run
+
+
+def first_weights(config: Config) -> Loaded | None:
+    """The checkpoint `train.init_from`, which a fresh run starts from."""
+    path = config.train.init_from
+    return None if path is None else distributed.on_main(partial(checkpoint_files.read, path))
 
 
 def check_data(loaded: Loaded, checksums: dict[str, str]) -> None:

@@ -48,7 +48,7 @@ class ClimaX(nn.Module):
         self.model, self.grid_shape = model, grid.shape
         self.variables, self.targets = config.data.variables, config.data.targets
         self.joint = model.lead_time_mode == "joint"
-        self.lead_time_unit = LEAD_TIME_UNIT if model.compatibility == "none" else 1.0
+        self.lead_time_unit = lead_time_unit(model)
         self._make_buffers(config, grid, statistics)
         self._make_parameters(config, len(config.input_variables))
 
@@ -266,6 +266,11 @@ class ClimaX(nn.Module):
         x = x.reshape(x.shape[0], rows, columns, patch, patch, own, len(self.targets))
         x = x.permute(0, 5, 6, 1, 3, 2, 4)
         return x.reshape(batch, num_leads, len(self.targets), rows * patch, columns * patch)
+
+
+def lead_time_unit(model: Model) -> float:
+    """Hours that `lead_time_embed` is fed with as 1."""
+    return LEAD_TIME_UNIT if model.compatibility == "none" else 1.0
 
 
 def _check(model: Model, grid: Grid) -> None:

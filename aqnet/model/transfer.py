@@ -1,10 +1,24 @@
-"""What was taken from elsewhere into a model, what was not, and why."""
+"""Weights of one model as the start of another: what was taken, what was not, and why."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+import torch
+from torch import Tensor
+
+from aqnet import config as configs
+from aqnet.batch import Statistics
+from aqnet.checkpoint_files import Loaded
+from aqnet.config import Config
+from aqnet.errors import AqnetError
+from aqnet.model.climax import ClimaX, lead_time_unit
+
+# of a parameter: per axis, what its entries stand for
+Labels = dict[int, Sequence[Hashable]]
 
 
 @dataclass
@@ -37,3 +51,144 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """For a checkpoint's state.json."""
         return asdict(self)
+
+
+def take_weights(model: ClimaX, config: Config, loaded: Loaded) -> Report:
+    """Give `model`, made from `config`, the weights of a checkpoint of another config.
+
+    Variables, targets and lead times are matched by name, never by index. The moving average is
+    taken where there is one. What does not fit keeps its first value.
+
+    Raises:
+        AqnetError: width or number of heads differ, so that nothing would mean the same.
+    """
+    old = configs.from_dict(loaded.state["config"], str(loaded.path))
+    for key in ("embed_dim", "num_heads"):
+        there, here = getattr(old.model, key), getattr(config.model, key)
+        if there != here:
+            raise AqnetError(
+                f"{loaded.path}: has model.{key} {there}, the config {here}: none of its weights "
+                f"would mean the same; set model.{key}: {there}"
+            )
+    report = Report()
+    _name_differences(old, config, report)
+    weights = dict(loaded.ema if loaded.ema is not None else loaded.model)
+    old_unit, unit = (lead_time_unit(each.model) for each in (old, config))
+    if old_unit != unit and "lead_time_embed.weight" in weights:
+        weights["lead_time_embed.weight"] = weights["lead_time_embed.weight"] * (unit / old_unit)
+        report.notes.append(f"lead_time_embed.weight times {unit / old_unit:g}: other units, exact")
+    labels, old_labels = _labels(config), _labels(old)
+    unwanted = _unwanted(old, config)
+    state = model.state_dict()
+    for name, value in state.items():
+        why = unwanted.get(name) or _take(
+            value, weights.get(name), labels.get(name, {}), old_labels.get(name, {})
+        )
+        if why:
+            report.initialised[name] = why
+        else:
+            report.taken[name] = str(loaded.path)
+    for name in sorted(weights.keys() - report.taken.keys()):
+        report.dropped[name] = report.initialised.get(name, "the model has no such tensor")
+    return report
+
+
+def starting_statistics(config: Config, data: Statistics, loaded: Loaded) -> Statistics:
+    """The new data's statistics, or the checkpoint's, as `train.init_statistics` says.
+
+    Variables that the checkpoint does not know keep the data's.
+
+    Raises:
+        AqnetError: the checkpoint's are asked for, and it has none.
+    """
+    if config.train.init_statistics == "data":
+        return data
+    known = loaded.state["statistics"]
+    if not known:
+        raise AqnetError(
+            f"{loaded.path}: holds no statistics (imported weights of ClimaX have none); set "
+            "train.init_statistics: data"
+        )
+    return Statistics.from_dict({**data.to_dict(), **known})
+
+
+def _take(value: Tensor, source: Tensor | None, labels: Labels, old_labels: Labels) -> str | None:
+    """Copy what `source` has of `value`, in place; the reason where that is nothing."""
+    if source is None:
+        return "not in the checkpoint"
+    found, expected = tuple(source.shape), tuple(value.shape)
+    places = []
+    for axis, names in labels.items():
+        there = {name: at for at, name in enumerate(old_labels[axis])}
+        pairs = [(at, there[name]) for at, name in enumerate(names) if name in there]
+        if not pairs:
+            return "nothing of it has the same name there"
+        here, from_there = torch.tensor(pairs).unbind(1)
+        source = source.index_select(axis, from_there)
+        places.append((axis, here.to(value.device)))
+    if any(source.shape[axis] != size for axis, size in enumerate(expected) if axis not in labels):
+        return f"shape {list(found)} there, {list(expected)} here"
+    value.copy_(_placed(value, source.to(value), places))
+    return None
+
+
+def _placed(value: Tensor, part: Tensor, places: list[tuple[int, Tensor]]) -> Tensor:
+    """`value` with `part` at the indices `places` of some axes."""
+    if not places:
+        return part
+    axis, at = places[0]
+    return value.index_copy(axis, at, _placed(value.index_select(axis, at), part, places[1:]))
+
+
+def _labels(config: Config) -> dict[str, Labels]:
+    """What the entries of those parameters stand for whose size depends on the data section."""
+    data, model = config.data, config.model
+    leads = data.lead_times if model.lead_time_mode == "joint" else ("each",)
+    outputs = [
+        (cell, lead, target)
+        for cell in range(model.patch**2)
+        for lead in leads
+        for target in data.targets
+    ]
+    suns = ["now", *leads]
+    calendar = [(time, part) for time in suns for part in ("sine", "cosine", "zenith")]
+    calendar += [("year", "sine"), ("year", "cosine")] if model.calendar == "day_and_year" else []
+    return {
+        "token_embeds.proj_weights": {0: config.input_variables},
+        "token_embeds.proj_biases": {0: config.input_variables},
+        "var_embed": {1: config.input_variables},
+        f"{_last(config)}.weight": {0: outputs},
+        f"{_last(config)}.bias": {0: outputs},
+        "rho": {0: data.lead_times, 1: data.targets},
+        "calendar_embed.weight": {1: calendar},
+    }
+
+
+def _last(config: Config) -> str:
+    return f"head.{2 * config.model.decoder_depth}"
+
+
+def _unwanted(old: Config, new: Config) -> dict[str, str]:
+    """Parameters of `new` that would not mean the same though they fit."""
+    layers = range(0, 2 * new.model.decoder_depth + 1, 2)
+    whole = [f"head.{layer}.{part}" for layer in layers for part in ("weight", "bias")]
+    if old.model.decoder_depth != new.model.decoder_depth:
+        return dict.fromkeys(whole, f"model.decoder_depth was {old.model.decoder_depth}")
+    for key in ("predict", "lead_time_mode"):
+        if getattr(old.model, key) != getattr(new.model, key):
+            return dict.fromkeys(whole[-2:], f"model.{key} was {getattr(old.model, key)}")
+    return {}
+
+
+def _name_differences(old: Config, new: Config, report: Report) -> None:
+    """Variables, targets and lead times that only one of the two has."""
+    joint = "joint" in (old.model.lead_time_mode, new.model.lead_time_mode)
+    for kind, before, now in (
+        ("variable", old.input_variables, new.input_variables),
+        ("target", old.data.targets, new.data.targets),
+        ("lead time", *((c.data.lead_times if joint else ()) for c in (old, new))),
+    ):
+        for name in (each for each in now if each not in before):
+            report.initialised[f"{kind} {name}"] = "not in the checkpoint"
+        for name in (each for each in before if each not in now):
+            report.dropped[f"{kind} {name}"] = "not in the config"

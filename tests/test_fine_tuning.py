@@ -1,0 +1,52 @@
+"""train.init_from as a user runs it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from aqnet import checkpoint_files
+from tests.conftest import run
+
+
+def test_a_run_starts_from_another_runs_weights_and_statistics(
+    tiny: dict[str, Any], tmp_path: Path
+):
+    def train(name: str, *overrides: str) -> tuple[str, checkpoint_files.Loaded]:
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump({**tiny, "run_dir": str(tmp_path / name)}))
+        output = run("train.py", "--config", str(path), *overrides).stdout
+        latest = (tmp_path / name / "checkpoints/latest").read_text().strip()
+        return output, checkpoint_files.read(tmp_path / name / "checkpoints" / latest)
+
+    short = ("train.max_steps=1", "train.checkpoint_every=1", "validation.every=1")
+    _, first = train("first", *short)
+    # a checkpoint whose statistics are not the data's
+    statistics = first.state["statistics"]
+    statistics["temp"]["mean"] += 1.0
+    source = tmp_path / "step_00000001"
+    checkpoint_files.write(source, {"model": first.model}, {}, first.state)
+
+    names = json.dumps([name for name in reversed(tiny["data"]["variables"]) if name != "rh"])
+    output, second = train(
+        "second",
+        *short,
+        f"data.variables={names}",
+        f"train.init_from={source}",
+        "train.init_statistics=checkpoint",
+        "train.learning_rate_factors={blocks: 0}",
+    )
+    assert f"{source}: dropped: variable rh: not in the config" in output
+    assert f"{source}: taken: " in output
+    assert second.state["statistics"]["temp"] == statistics["temp"]
+    for name, value in first.model.items():
+        if name.startswith("blocks."):  # frozen
+            assert torch.equal(second.model[name], value)
+    before, after = (each.model["token_embeds.proj_weights"] for each in (first, second))
+    assert before.shape[0] == after.shape[0] + 1
+    assert torch.allclose(after[-1], before[0], atol=0.01)  # one step later
+
+    _, third = train("third", *short, f"train.init_from={source}", "train.init_statistics=data")
+    assert third.state["statistics"]["temp"]["mean"] == statistics["temp"]["mean"] - 1.0
