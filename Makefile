@@ -1,7 +1,7 @@
 # README's commands. Everything they install goes to .venv, everything they write to demo/.
 PYTHON ?= python3
 BIN := .venv/bin
-.PHONY: check test slow demo demo-data
+.PHONY: check test slow test-slurm demo demo-data
 
 .venv/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -14,10 +14,14 @@ check: .venv/installed
 	$(BIN)/mypy
 
 test: .venv/installed
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow and not slurm'
 
 slow: .venv/installed
-	$(BIN)/python -m pytest -m slow || test $$? -eq 5
+	$(BIN)/python -m pytest -m 'slow and not slurm' || test $$? -eq 5
+
+# starts a Slurm of three virtual nodes on this machine (as root, by ../shared/tools/local_slurm), and ends it
+test-slurm: .venv/installed
+	$(BIN)/python -m pytest -rs -m slurm tests/slurm
 
 demo-data: .venv/installed
 	test -d demo/world/data_2018_china_masked.zarr || $(BIN)/python -m aqnet.data.synthetic --output demo/world --years 2015-2018

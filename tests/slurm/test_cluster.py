@@ -1,0 +1,135 @@
+"""slurm/*.sbatch on a real Slurm of three virtual nodes: trains, stops, goes on, is scored."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from aqnet import checkpoint
+from tests.conftest import REPOSITORY
+from tests.slurm.cluster import Cluster, environment, steps
+from tests.test_train import losses
+
+pytestmark = pytest.mark.slurm
+TOOL = REPOSITORY.parent / "shared/tools/local_slurm"
+ENDLESS = ("train.max_steps=1000000", "train.decay_steps=5000", "validation.every=1000000")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Up for these tests, and down after them whatever happens."""
+    if not TOOL.exists():
+        pytest.skip(f"no {TOOL}, which starts a Slurm for tests")
+    if os.getuid() != 0 and shutil.which("slurmctld") is None:
+        pytest.skip("no slurmctld, and only root can install it")
+    folder = tmp_path_factory.mktemp("slurm")
+    surroundings = environment(
+        LOCAL_SLURM_DIR=str(folder), SLURM_CONF=str(folder / "slurm.conf"), USER="root"
+    )
+    try:
+        subprocess.run([str(TOOL), "up", "3"], env=surroundings, check=True, timeout=300)
+        yield Cluster(TOOL, surroundings, folder)
+    finally:
+        subprocess.run([str(TOOL), "down"], env=surroundings, check=True, timeout=60)
+
+
+@pytest.fixture
+def run_dir(tiny: dict[str, Any], tmp_path: Path) -> Path:
+    """A run directory to be, with the config RUN_DIR.yaml beside it."""
+    path = tmp_path / "run"
+    path.with_suffix(".yaml").write_text(yaml.safe_dump({**tiny, "run_dir": "unused"}))
+    return path
+
+
+def train(cluster: Cluster, run_dir: Path, *arguments: str, options: tuple[str, ...] = ()) -> str:
+    """Submit slurm/train.sbatch, as it is, on two nodes."""
+    return cluster.submit(
+        *("--nodes=2", "--time=5", *options, "slurm/train.sbatch", *arguments),
+        CONFIG=str(run_dir.with_suffix(".yaml")),
+        RUN_DIR=str(run_dir),
+    )
+
+
+def is_state(*states: str):
+    return lambda job: job["JobState"] in states
+
+
+def status(run_dir: Path) -> str:
+    return (run_dir / "status").read_text().strip()
+
+
+def test_two_nodes_train_and_are_scored_by_the_dependent_job(cluster: Cluster, run_dir: Path):
+    job = train(cluster, run_dir, "train.max_steps=40", "train.warmup_steps=10")
+    after = cluster.submit(
+        *("--nodes=1", "--time=5", f"--dependency=afterok:{job}", "slurm/evaluate.sbatch"),
+        RUN_DIR=str(run_dir),
+    )
+    assert cluster.job(after)["Reason"] in ("Dependency", "None")
+    cluster.wait(job, "completed", 120, is_state("COMPLETED"))
+    assert status(run_dir) == "finished"
+    history = losses(run_dir)
+    assert set(history) == set(range(1, 41))
+    assert history[40] < history[1]
+    logs = sorted(path.name for path in (run_dir / "logs").iterdir())
+    assert [name.rpartition("-")[0] for name in logs] == [f"{job}-0-node0", f"{job}-0-node1"]
+    assert f"tensorboard --logdir {run_dir}/tensorboard" in cluster.log(job)
+    cluster.wait(after, "completed", 120, is_state("COMPLETED"))
+    assert (run_dir / "evaluation/metrics.csv").exists()
+    assert "written:" in cluster.log(after)
+
+
+def test_job_signalled_before_its_limit_is_requeued_and_goes_on(cluster: Cluster, run_dir: Path):
+    # Slurm looks every 30 s, so the signal comes 15 to 45 s after the start
+    early = ("--time=2", "--signal=B:USR1@75")
+    job = train(cluster, run_dir, *ENDLESS, "train.checkpoint_every=1000000", options=early)
+    cluster.wait(job, "requeued", 90, lambda job: job["Restarts"] == "1")
+    assert status(run_dir) == "interrupted"
+    stopped = steps(run_dir)
+    state = checkpoint.read(latest(run_dir)).state
+    assert state["global_step"] == stopped > 0
+    cluster.wait(job, "going on", 90, lambda job: steps(run_dir) > stopped)
+    history = losses(run_dir)
+    assert set(history) == set(range(1, max(history) + 1))
+    (run_dir / "stop_requested").touch()
+    cluster.wait(job, "stopped by hand, for good", 60, is_state("COMPLETED"))
+    assert status(run_dir) == "interrupted"
+    assert cluster.job(job)["Restarts"] == "1"
+
+
+def test_cancelled_job_leaves_a_good_checkpoint_and_stays_cancelled(
+    cluster: Cluster, run_dir: Path
+):
+    job = train(cluster, run_dir, *ENDLESS, "train.checkpoint_every=1000000")
+    cluster.wait(job, "training", 90, lambda job: steps(run_dir) > 10)
+    cluster.cancel(job)
+    cluster.wait(job, "gone", 60, is_state("CANCELLED"))
+    cluster.wait(job, "out of its nodes", 60, lambda job: not (run_dir / "lock").exists())
+    assert status(run_dir) == "interrupted"
+    assert checkpoint.read(latest(run_dir)).state["global_step"] == steps(run_dir) > 10
+    assert cluster.job(job)["Restarts"] == "0"
+
+
+def test_killed_node_ends_in_a_requeue_on_the_others(cluster: Cluster, run_dir: Path):
+    job = train(cluster, run_dir, *ENDLESS, "train.checkpoint_every=20")
+    cluster.wait(job, "training", 90, lambda job: steps(run_dir) > 30)
+    assert cluster.job(job)["NodeList"] == "n[1-2]"
+    cluster.kill("n2")
+    cluster.wait(job, "requeued", 90, lambda job: job["Restarts"] == "1")
+    before = steps(run_dir)
+    saved = checkpoint.read(latest(run_dir)).state["global_step"]
+    cluster.wait(job, "running", 120, is_state("RUNNING"))
+    assert cluster.job(job)["NodeList"] == "n[1,3]"
+    cluster.wait(job, "going on", 120, lambda job: steps(run_dir) > before)
+    assert before - 20 <= saved <= before
+    cluster.cancel(job)
+    cluster.wait(job, "gone", 60, is_state("CANCELLED"))
+
+
+def latest(run_dir: Path) -> Path:
+    name = (run_dir / "checkpoints/latest").read_text().strip()
+    return run_dir / "checkpoints" / name

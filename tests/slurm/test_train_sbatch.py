@@ -1,0 +1,93 @@
+"""What slurm/train.sbatch decides, with stand-ins for Slurm's commands (no Slurm needed)."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+# each stand-in notes how it was called; srun "trains": until asked to stop, or as SCENE says
+SRUN = """#!/usr/bin/env bash
+echo "srun $*" >>"$CALLS"
+[ "$SCENE" != fails ] || exit 3
+mkdir -p "$RUN_DIR/checkpoints"
+case $SCENE in
+  finishes) echo finished >"$RUN_DIR/status"; exit 0 ;;
+  cancelled) echo interrupted >"$RUN_DIR/status"; exit 0 ;;
+esac
+until [ -e "$RUN_DIR/stop_requested" ]; do sleep 0.05; done
+[ "$SCENE" = stuck ] || echo step_00000007 >"$RUN_DIR/checkpoints/latest"
+[ "$SCENE" = too_late ] && echo finished >"$RUN_DIR/status" || echo interrupted >"$RUN_DIR/status"
+"""
+SCONTROL = """#!/usr/bin/env bash
+echo "scontrol $*" >>"$CALLS"
+[ "$1" != show ] || echo localhost
+"""
+
+
+def batch(tmp_path: Path, scene: str, signalled: bool) -> tuple[int, str, str]:
+    """Run the script in the scene; returns its status, its output and the commands it gave."""
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    calls = tmp_path / "calls"
+    process = subprocess.Popen(
+        ["bash", "slurm/train.sbatch", "train.max_steps=9"],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+            "CALLS": str(calls),
+            "SCENE": scene,
+            "CONFIG": "configs/demo.yaml",
+            "RUN_DIR": str(tmp_path / "run"),
+            "SLURM_JOB_ID": "17",
+            "SLURM_JOB_NODELIST": "localhost",
+            "SLURM_JOB_NUM_NODES": "1",
+            "SLURM_GPUS_ON_NODE": "8",
+            "SLURM_CPUS_PER_TASK": "56",
+        },
+    )
+    if signalled:
+        end = time.monotonic() + 10
+        while not calls.exists() or "srun" not in calls.read_text():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        process.send_signal(signal.SIGUSR1)  # Slurm's --signal=B: reaches this shell alone
+    output, _ = process.communicate(timeout=20)
+    return process.returncode, output, calls.read_text()
+
+
+@pytest.mark.parametrize(
+    ("scene", "signalled", "status", "requeued"),
+    [
+        ("finishes", False, 0, False),
+        ("stops", True, 0, True),
+        ("too_late", True, 0, False),  # it finished while the signal came
+        ("cancelled", False, 0, False),  # interrupted, but not by the time limit
+        ("stuck", True, 1, False),  # no new checkpoint: it would be requeued for ever
+        ("fails", False, 3, False),
+    ],
+)
+def test_requeues_only_what_its_own_signal_stopped(
+    tmp_path: Path, scene: str, signalled: bool, status: int, requeued: bool
+):
+    found, output, calls = batch(tmp_path, scene, signalled)
+    assert found == status, output
+    assert ("scontrol requeue 17" in calls) == requeued
+
+
+def test_starts_one_torchrun_per_node_with_the_nodes_gpus(tmp_path: Path):
+    _, _, calls = batch(tmp_path, "finishes", False)
+    (line,) = [line for line in calls.splitlines() if line.startswith("srun")]
+    assert "--ntasks-per-node=1" in line
+    assert "--nproc_per_node=8" in line
+    assert "--rdzv_id=17-0 --rdzv_backend=c10d --rdzv_endpoint=localhost:20017" in line
+    end = f"train.py --config configs/demo.yaml run_dir={tmp_path}/run train.max_steps=9"
+    assert line.endswith(end)
