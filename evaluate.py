@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import copy
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from aqnet import checkpoint_files, distributed, errors
-from aqnet import config as configs
-from aqnet.batch import Batch, Statistics
+from aqnet.batch import Statistics
 from aqnet.checkpoint_files import Loaded
 from aqnet.config import Config
 from aqnet.data.dataset import ForecastDataset, loader, target_fields
 from aqnet.data.sampler import EvaluationSampler
-from aqnet.errors import AqnetError
-from aqnet.evaluation import baselines, report, run
+from aqnet.evaluation import baselines, report, run, table, trained
 from aqnet.model.climax import ClimaX
 
 TIMEOUT_SECONDS = 1800.0
@@ -59,130 +54,43 @@ def command_line() -> argparse.ArgumentParser:
 
 def evaluate(options: argparse.Namespace, device: torch.device) -> None:
     """Score the checkpoint on a split and write the results; all ranks call."""
-    loaded = distributed.on_main(partial(find, Path(options.checkpoint)))
-    config = config_of(loaded, options.config, options.overrides)
+    loaded = distributed.on_main(partial(checkpoint_files.read, options.checkpoint))
+    config = trained.config_of(loaded, options.config, options.overrides)
     statistics = Statistics.from_dict(loaded.state["statistics"])
     dataset = ForecastDataset(config, options.split, statistics)
-    times = dataset.times
-    if options.max_samples is not None and options.max_samples < len(times):
-        drawn = np.random.default_rng(options.seed).choice(
-            len(times), options.max_samples, replace=False
-        )
-        dataset = copy.copy(dataset)
-        dataset.times = times[np.sort(drawn)]
-    say(f"{loaded.path}: {options.split}: {len(dataset)} of {len(times)} input times")
-    model = make_model(loaded, config, dataset, statistics, device)
+    trained.check_grid(loaded, dataset.grid, config.data.stores)
+    model = ClimaX(config, dataset.grid, statistics)
+    forecast = trained.forecaster(model, loaded, config, device)
+    everything = len(dataset)
+    dataset = dataset.at(run.drawn(dataset.times, options.max_samples, options.seed))
+    regions = run.read_regions(options.regions, dataset.grid.shape)
+    say(f"{loaded.path}: {options.split}: {len(dataset)} of {everything} input times")
     say("fitting the simple forecasts on the training split")
-    leads = np.array(config.data.lead_times)
-    simple = distributed.on_main(
-        partial(
-            baselines.fit,
-            partial(target_fields, config, "train"),
-            dataset.grid.mask.numpy(),
-            config.data.lead_times,
-            baselines.months_of(dataset.times[:, None] + leads),
-        )
-    )
-    scorer = run.Scorer(config, dataset.grid, statistics, simple, regions(options, dataset))
-    sampler = EvaluationSampler(
-        len(dataset), options.micro_batch, distributed.rank(), distributed.world_size()
-    )
-    with torch.inference_mode():
-        run.score_all(
-            scorer,
-            partial(forecast, model, config, device),
-            loader(dataset, sampler, options.workers),
-            Progress(len(dataset)),
-        )
+    simple = distributed.on_main(partial(fit, config, dataset))
+    scorer = run.Scorer(config, dataset.grid, statistics, simple, dataset.observed, regions)
+    rank, size = distributed.rank(), distributed.world_size()
+    sampler = EvaluationSampler(len(dataset), options.micro_batch, rank, size)
+    run.score_all(scorer, forecast, loader(dataset, sampler, options.workers), len(dataset))
     if distributed.is_main():
-        store = dataset.index.stores[0]
-        table = run.rows(scorer, {name: store.units[name] for name in config.data.targets})
+        units = dataset.index.stores[0].units
+        rows = table.rows(scorer, {name: units[name] for name in config.data.targets})
         output = Path(options.output)
         known = facts(options, loaded, config, scorer)
-        run.write(output, known, table)
-        page = report.write(output, known, table)
-        print(run.skill_table(table))
+        table.write(output, known, rows)
+        page = report.write(output, known, rows)
+        print(table.skill_table(rows))
         print(f"written: {output / 'metrics.csv'}, metrics.json and {page}", flush=True)
 
 
-def find(path: Path) -> Loaded:
-    """The checkpoint of a `step_*` directory, or the best (else the latest) of a run directory."""
-    for name in ("best", "latest"):
-        pointer = path / "checkpoints" / name
-        if pointer.exists():
-            return checkpoint_files.read(path / "checkpoints" / pointer.read_text().strip())
-    if not (path / "state.json").exists():
-        raise AqnetError(
-            f"{path}: holds no checkpoint; give a run directory (with checkpoints/best or "
-            "checkpoints/latest) or one step_* directory"
-        )
-    return checkpoint_files.read(path)
-
-
-def config_of(loaded: Loaded, path: str | None, overrides: list[str]) -> Config:
-    """The checkpoint's config, or the one of `path`, which must describe the same model."""
-    if path is not None:
-        config = configs.load(path, overrides)
-    else:
-        origin = f"{loaded.path} (state.json)"
-        config = configs.from_dict(configs.overridden(loaded.state["config"], overrides), origin)
-    trained = configs.from_dict(loaded.state["config"], str(loaded.path))
-    for key in ("variables", "targets", "lead_times", "history_hours"):
-        before, now = getattr(trained.data, key), getattr(config.data, key)
-        if before != now:
-            raise AqnetError(
-                f"{loaded.path}: was trained with data.{key} {list(before)}, not {list(now)}"
-            )
-    if trained.model != config.model:
-        raise AqnetError(f"{loaded.path}: was trained with another `model` section; leave it as is")
-    return config
-
-
-def make_model(
-    loaded: Loaded,
-    config: Config,
-    dataset: ForecastDataset,
-    statistics: Statistics,
-    device: torch.device,
-) -> ClimaX:
-    """The model with the checkpoint's weights (of the moving average where there is one)."""
-    model = ClimaX(config, dataset.grid, statistics)
-    weights = loaded.ema if loaded.ema is not None else loaded.model
-    for name, value in model.state_dict().items():
-        if name not in weights or weights[name].shape != value.shape:
-            found = tuple(weights[name].shape) if name in weights else "missing"
-            raise AqnetError(
-                f"{loaded.path}: {name} is {found}, but the data's grid "
-                f"{dataset.grid.shape[0]}x{dataset.grid.shape[1]} and the config need "
-                f"{tuple(value.shape)}; evaluate on the stores it was trained on"
-            )
-    model.load_state_dict(weights)
-    return model.to(device).eval()
-
-
-def forecast(model: ClimaX, config: Config, device: torch.device, batch: Batch) -> Tensor:
-    """Normalised forecast in the precision of the training."""
-    batch = batch.to(device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
-        values: Tensor = model(batch.fields, batch.time, batch.lead_time)
-    return values
-
-
-def regions(options: argparse.Namespace, dataset: ForecastDataset) -> dict[str, Any]:
-    """Named masks of `--regions`."""
-    if options.regions is None:
-        return {}
-    try:
-        with np.load(options.regions, allow_pickle=False) as file:
-            masks = {name: file[name].astype(bool) for name in file.files}
-    except (OSError, ValueError) as error:
-        raise AqnetError(f"{options.regions}: cannot read the regions: {error}") from None
-    for name, mask in masks.items():
-        if mask.shape != dataset.grid.shape:
-            raise AqnetError(
-                f"{options.regions}: {name!r} has shape {mask.shape}, the grid {dataset.grid.shape}"
-            )
-    return masks
+def fit(config: Config, dataset: ForecastDataset) -> baselines.Baselines:
+    """The simple forecasts of the training split, for the times of `dataset`."""
+    leads = np.array(config.data.lead_times)
+    return baselines.fit(
+        partial(target_fields, config, "train"),
+        dataset.grid.mask.numpy(),
+        config.data.lead_times,
+        baselines.months_of(dataset.times[:, None] + leads),
+    )
 
 
 def facts(
@@ -208,19 +116,6 @@ def facts(
             "intervals: 95 %, bootstrap of blocks of 10 days",
         ],
     }
-
-
-class Progress:
-    """Plain lines, at most one every 5 s."""
-
-    def __init__(self, total: int) -> None:
-        self._total, self._said = total, time.monotonic()
-
-    def __call__(self, done: int) -> None:
-        """Say how many samples are done."""
-        if time.monotonic() - self._said > 5.0 or done == self._total:
-            self._said = time.monotonic()
-            print(f"evaluated {done} of {self._total} input times", flush=True)
 
 
 def say(line: str) -> None:

@@ -150,6 +150,7 @@ def assemble(
             "config": configs.to_dict(config),
             "statistics": statistics.to_dict(),
             "data_checksums": checksums,
+            "grid": train_data.grid.summary(),
         },
     )
     run.validate = partial(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -66,6 +66,19 @@ class Grid:
         """(H, W)."""
         height, width = self.lat.shape
         return height, width
+
+    def summary(self) -> dict[str, Any]:
+        """What tells grids apart, as a checkpoint keeps it: shape, cells of the domain, and the
+        first and last cell's latitude and longitude, rounded to 0.001 degrees."""
+        corners = [
+            [round(float(part.flatten()[at]), 3) for at in (0, -1)] for part in (self.lat, self.lon)
+        ]
+        return {
+            "shape": list(self.shape),
+            "cells": int(self.mask.sum()),
+            "lat": corners[0],
+            "lon": corners[1],
+        }
 
 
 @dataclass(frozen=True)

@@ -132,6 +132,16 @@ class ForecastDataset(Dataset[Batch]):
         other._facts = f"evenly spread among {len(self.times)}; {self._facts}"
         return other
 
+    def at(self, times: Hours) -> ForecastDataset:
+        """The samples of other input times, hours since 1970 UTC, which need no targets."""
+        other = copy.copy(self)
+        other.times = times
+        return other
+
+    def observed(self, time: int) -> NDArray[np.float32]:
+        """Physical targets [T, H, W] of one hour, NaN where missing."""
+        return self._read(time, self._target_channels).numpy()
+
     def _fields(self, time: int) -> Tensor:
         """Normalised inputs [V, H, W] of one time: `data.variables`, then the earlier hours."""
         mean, std = self._input_numbers

@@ -21,6 +21,7 @@ EVENT_THRESHOLDS = {
     "o3": 160.0,
 }
 SUDDEN_LEVEL, SUDDEN_CHANGE = 75.0, 20.0  # ug m-3 of PM2.5
+BLOCK_DAYS, MIN_BLOCKS = 10, 5  # of the bootstrap
 # x, y: forecast and truth minus the training mean; a, b: minus the climatology; the last are counts
 WEIGHTED = ("w", "x", "y", "xx", "yy", "xy", "abs", "ee", "agree", "aa", "bb", "ab", "fac2")
 COUNTED = ("n", "hits", "false_alarms", "misses")
@@ -29,8 +30,8 @@ SUMS = (*WEIGHTED, *COUNTED)
 
 def sums_of(
     forecast: Values,
-    truth: Values,
     valid: Flags,
+    truth: Values,
     climate: Values,
     mean: Values,
     thresholds: Values,
@@ -133,16 +134,19 @@ def intervals(days: Values, seed: int = 0, resamples: int = 1000) -> Values:
         days: numerator and denominator per consecutive day, shape [D, 2, ...]. One-day blocks
             would give intervals a third too narrow.
     Returns:
-        Low and high limit of sum(numerator) / sum(denominator), shape [2, ...].
+        Low and high limit of sum(numerator) / sum(denominator), shape [2, ...]; NaN where a
+        denominator may be 0, and everywhere where there are fewer than 5 blocks to draw from.
     """
-    starts = np.arange(0, len(days), 10)
+    starts = np.arange(0, len(days), BLOCK_DAYS)
+    if len(starts) < MIN_BLOCKS:
+        return np.full((2, *days.shape[2:]), np.nan)
     blocks = np.add.reduceat(days, starts, axis=0)
     drawn = np.random.default_rng(seed).integers(len(blocks), size=(resamples, len(blocks)))
     counts = np.stack([np.bincount(row, minlength=len(blocks)) for row in drawn])
     totals = np.tensordot(counts.astype(np.float64), blocks, axes=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         ratios = totals[:, 0] / totals[:, 1]
-    low_high: Values = np.nanquantile(ratios, [0.025, 0.975], axis=0)
+        low_high: Values = np.quantile(ratios, [0.025, 0.975], axis=0)
     return low_high
 
 

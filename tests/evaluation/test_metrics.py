@@ -116,3 +116,9 @@ def test_intervals_are_wider_where_days_are_alike():
         return float(high - low)
 
     assert width(alike) > 2 * width(apart)
+
+
+def test_few_days_give_no_interval_instead_of_a_narrow_one():
+    days = np.ones((40, 2)) + np.random.default_rng(0).random((40, 2))
+    assert np.isnan(metrics.intervals(days)).all()
+    assert np.isfinite(metrics.intervals(np.concatenate([days, days[:1]]))).all()

@@ -1,0 +1,145 @@
+"""Rows of metrics.csv and metrics.json, from the sums of a scorer."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aqnet.checkpoint_files import replace_text
+from aqnet.evaluation import metrics
+from aqnet.evaluation.run import FORECASTS, SUBSETS, Scorer
+
+Values = NDArray[np.float64]
+_N = metrics.SUMS.index("n")
+
+
+def rows(scorer: Scorer, units: dict[str, str]) -> list[dict[str, Any]]:
+    """One row per forecast, pollutant, lead time, region and subset that holds any pair.
+
+    The forecasts of one pollutant, lead time, region and subset are all of the same pairs: one
+    that lacks some of them has a row only in the subset common with it.
+    """
+    found = []
+    limits = _limits(scorer)
+    for at in np.ndindex(scorer.totals.shape[1:5]):
+        if _is_own(scorer, at) and scorer.totals[0][at][_N] > 0:
+            numbers = scorer.totals[(slice(None), *at, _N)]
+            same = np.flatnonzero(numbers == numbers[0])
+            found += [_row(scorer, units, limits, int(number), at) for number in same]
+    return found
+
+
+def _is_own(scorer: Scorer, at: tuple[int, ...]) -> bool:
+    """Whether a subset is a fixed one, or common with a forecast that lacks pairs of `all`."""
+    lead, target, region, subset = at
+    if subset < len(SUBSETS):
+        return True
+    numbers = scorer.totals[:, lead, target, region, 0, _N]
+    return bool(numbers[len(FORECASTS) + subset - len(SUBSETS)] != numbers[0])
+
+
+def _row(
+    scorer: Scorer,
+    units: dict[str, str],
+    limits: tuple[Values, Values],
+    number: int,
+    at: tuple[int, ...],
+) -> dict[str, Any]:
+    lead, target, region, subset = at
+    group = scorer.totals[:, lead, target, region, subset]
+    best = 1 + int(np.argmin(group[1 : len(FORECASTS), metrics.SUMS.index("ee")]))
+    name = scorer.config.data.targets[target]
+    row: dict[str, Any] = {
+        "forecast": scorer.forecasts[number],
+        "pollutant": name,
+        "lead_time_hours": scorer.config.data.lead_times[lead],
+        "region": scorer.regions[region],
+        "subset": scorer.subsets[subset],
+        "unit": units[name],
+    }
+    values = metrics.scores(group[number], float(scorer.mean[target]))
+    first = ("n", "rmse", "mae", "bias", "r", "acc")
+    row |= {key: values[key] for key in first}
+    row["skill_persistence"] = metrics.skill(group[number], group[1])
+    row["skill_best_simple"] = metrics.skill(group[number], group[best])
+    row["best_simple"] = FORECASTS[best]
+    row |= _interval_columns(limits, number, best, at)
+    row |= {key: value for key, value in values.items() if key not in first}
+    if name not in metrics.EVENT_THRESHOLDS:
+        row |= dict.fromkeys((*metrics.COUNTED[1:], "far", "hit_rate", "csi"))
+    return row
+
+
+def write(output: Path, facts: dict[str, Any], table: list[dict[str, Any]]) -> None:
+    """metrics.json (`facts` and rows) and metrics.csv, atomically."""
+    output.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({**facts, "rows": table}, indent=1, allow_nan=False)
+    replace_text(output / "metrics.json", text + "\n")
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(table[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table)
+    replace_text(output / "metrics.csv", buffer.getvalue())
+
+
+def skill_table(table: list[dict[str, Any]]) -> str:
+    """RMSE of every forecast and aqnet's skill against the best simple one, as text."""
+    whole = [row for row in table if row["region"] == "all" and row["subset"] == "all"]
+    groups: dict[tuple[str, int], dict[str, dict[str, Any]]] = {}
+    for row in whole:
+        key = row["pollutant"], row["lead_time_hours"]
+        groups.setdefault(key, {})[row["forecast"]] = row
+    short = ("aqnet", "persist", "climat", "damped", "damp.anom", "skill vs best simple")
+    lines = [f"{'RMSE':8s}{'unit':8s}{'lead':>5s}" + "".join(f"{name:>10s}" for name in short)]
+    beaten = 0
+    for (name, lead), group in sorted(groups.items(), key=lambda item: _order(whole, item[0])):
+        errors = "".join(f"{group[forecast]['rmse']:10.2f}" for forecast in FORECASTS)
+        ours = group["aqnet"]
+        skill = ours["skill_best_simple"]
+        beaten += skill is not None and skill > 0
+        said = "" if skill is None else f"{skill:10.3f}  {ours['best_simple']}"
+        lines.append(f"{name:8s}{ours['unit']:8s}{lead:4d}h{errors}{said}")
+    lines.append(f"aqnet is better than the best simple forecast in {beaten} of {len(groups)}")
+    return "\n".join(lines)
+
+
+def _order(whole: list[dict[str, Any]], key: tuple[str, int]) -> tuple[int, int]:
+    names = list(dict.fromkeys(row["pollutant"] for row in whole))
+    return names.index(key[0]), key[1]
+
+
+def _limits(scorer: Scorer) -> tuple[Values, Values]:
+    """Intervals of each MSE, and of each MSE over each simple forecast's; subset `all` alone.
+
+    Shapes [2, F, K, T, R] and [2, F, F, K, T, R].
+    """
+    if not scorer.days:
+        shape = scorer.totals.shape[:4]
+        return np.full((2, *shape), np.nan), np.full((2, shape[0], *shape), np.nan)
+    first, last = min(scorer.days), max(scorer.days)
+    none = np.zeros((*scorer.totals.shape[:4], 2))
+    days = np.stack([scorer.days.get(day, none) for day in range(first, last + 1)])
+    errors, weights = days[..., 0], days[..., 1]
+    mse = metrics.intervals(np.stack([errors, weights], axis=1))
+    above = np.broadcast_to(errors[:, :, None], (len(days), *errors.shape[1:2], *errors.shape[1:]))
+    below = np.broadcast_to(errors[:, None], above.shape)
+    return mse, metrics.intervals(np.stack([above, below], axis=1))
+
+
+def _interval_columns(
+    limits: tuple[Values, Values], number: int, best: int, at: tuple[int, ...]
+) -> dict[str, float | None]:
+    lead, target, region, subset = at
+    keys = ("rmse_low", "rmse_high", "skill_best_simple_low", "skill_best_simple_high")
+    if subset != 0:
+        return dict.fromkeys(keys)
+    mse = np.sqrt(limits[0][:, number, lead, target, region])
+    skill = 1.0 - limits[1][::-1, number, best, lead, target, region]
+    values = [float(value) if np.isfinite(value) else None for value in (*mse, *skill)]
+    return dict(zip(keys, values, strict=True))

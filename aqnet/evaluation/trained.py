@@ -1,0 +1,83 @@
+"""A checkpoint as a forecast: its config, its weights, and whether the data suit it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from aqnet import config as configs
+from aqnet.batch import Batch, Grid
+from aqnet.checkpoint_files import Loaded
+from aqnet.config import Config
+from aqnet.errors import AqnetError
+
+
+def config_of(loaded: Loaded, path: str | None, overrides: list[str]) -> Config:
+    """The checkpoint's config, or the one of `path`, which must describe the same model.
+
+    Raises:
+        AqnetError: other variables, targets, lead times, history or model than it was trained with.
+    """
+    if path is not None:
+        config = configs.load(path, overrides)
+    else:
+        origin = f"{loaded.path} (state.json)"
+        config = configs.from_dict(configs.overridden(loaded.state["config"], overrides), origin)
+    trained = configs.from_dict(loaded.state["config"], str(loaded.path))
+    for key in ("variables", "targets", "lead_times", "history_hours"):
+        before, now = getattr(trained.data, key), getattr(config.data, key)
+        if before != now:
+            raise AqnetError(
+                f"{loaded.path}: was trained with data.{key} {list(before)}, not {list(now)}"
+            )
+    if trained.model != config.model:
+        raise AqnetError(f"{loaded.path}: was trained with another `model` section; leave it as is")
+    return config
+
+
+def check_grid(loaded: Loaded, grid: Grid, stores: str) -> None:
+    """Refuse stores of another grid than the checkpoint's; one that does not say its grid passes.
+
+    Raises:
+        AqnetError: names what differs.
+    """
+    before, now = loaded.state.get("grid", {}), grid.summary()
+    for key in before:
+        if before[key] != now.get(key):
+            raise AqnetError(
+                f"{loaded.path}: was trained on a grid with {key} {before[key]}, but the stores in "
+                f"{stores} have {now.get(key)}; set data.stores to those it was trained on"
+            )
+
+
+def forecaster(
+    model: nn.Module, loaded: Loaded, config: Config, device: torch.device
+) -> Callable[[Batch], Tensor]:
+    """What makes normalised forecasts [B, K, T, H, W] with the checkpoint's weights (those of the
+    moving average where there is one), in the precision of the training.
+
+    Raises:
+        AqnetError: the weights have other names or shapes than the model's.
+    """
+    weights = loaded.ema if loaded.ema is not None else loaded.model
+    for name, value in model.state_dict().items():
+        if name not in weights or weights[name].shape != value.shape:
+            found = tuple(weights[name].shape) if name in weights else "missing"
+            raise AqnetError(
+                f"{loaded.path}: {name} is {found}, but the data and the config need "
+                f"{tuple(value.shape)}; evaluate on the stores it was trained on"
+            )
+    model.load_state_dict(weights)
+    return partial(_forecast, model.to(device).eval(), config, device)
+
+
+def _forecast(model: nn.Module, config: Config, device: torch.device, batch: Batch) -> Tensor:
+    batch = batch.to(device)
+    bf16 = config.train.precision == "bf16"
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        values: Any = model(batch.fields, batch.time, batch.lead_time)
+    return torch.as_tensor(values)

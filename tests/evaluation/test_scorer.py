@@ -1,0 +1,179 @@
+"""Scorer and rows: which pairs count, seasons, other people's forecasts, against plain loops."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from aqnet import config as configs
+from aqnet.batch import Batch, Grid, Statistics
+from aqnet.evaluation import baselines, run, table
+
+TARGETS, LEADS, SHAPE = ("pm25", "no2"), (12, 24), (2, 4)
+FIRST = int(np.datetime64("2018-02-27T00", "h").astype(int))
+HOURS = range(FIRST, FIRST + 72, 6)
+UNITS = dict.fromkeys(TARGETS, "ug m-3")
+CONFIG = configs.from_dict(
+    {
+        "run_dir": "run",
+        "data": {
+            "stores": "stores",
+            "variables": ["pm25", "no2", "temp"],
+            "targets": list(TARGETS),
+            "lead_times": list(LEADS),
+            "split": {"train": ["2017"], "validation": ["2018-01"], "test": ["2018-02"]},
+        },
+        "model": {"scan": "raster", "terrain": {"enabled": False}},
+        "train": {"max_steps": 1},
+    },
+    "here",
+)
+MASK = torch.tensor([[True, True, False, True], [True, False, True, True]])
+GRID = Grid(
+    torch.tensor([30.0, 50.0], dtype=torch.float64)[:, None].expand(SHAPE),
+    torch.tensor([100.0, 101.0, 102.0, 103.0], dtype=torch.float64).expand(SHAPE),
+    None,
+    MASK,
+)
+STATISTICS = Statistics(("pm25", "no2", "temp"), (60.0, 20.0, 280.0), (30.0, 10.0, 5.0))
+
+
+def truth_at(hour: int) -> np.ndarray:
+    values = np.random.default_rng(int(hour)).gamma(3.0, 25.0, (2, *SHAPE)).astype(np.float32)
+    values[0, 0, 0] = np.nan if hour % 24 == 6 else values[0, 0, 0]
+    return values
+
+
+class Elsewhere:
+    """A forecast of PM2.5 alone, which has no value in the first cell at 12 h."""
+
+    name = "cams"
+
+    def forecast(self, time: int) -> np.ndarray:
+        values = np.random.default_rng(int(time) + 9).gamma(3.0, 25.0, (2, 2, int(MASK.sum())))
+        values[0, 0, 0] = np.nan
+        values[:, 1] = np.nan
+        return values
+
+
+def fitted() -> baselines.Baselines:
+    training = range(FIRST - 24 * 40, FIRST + 24 * 4)
+    stream = lambda: ((hour, truth_at(hour)) for hour in training)  # noqa: E731
+    return baselines.fit(stream, MASK.numpy(), LEADS, {1, 2})
+
+
+def scored(simple: baselines.Baselines, others: tuple[run.Other, ...] = ()) -> run.Scorer:
+    mean, std = (part.float()[:, None, None] for part in STATISTICS.of(TARGETS))
+    regions = {"north": GRID.lat.numpy() > 40}
+    scorer = run.Scorer(CONFIG, GRID, STATISTICS, simple, truth_at, regions, others)
+    for hour in HOURS:
+        truth = torch.from_numpy(np.stack([truth_at(hour + lead) for lead in LEADS]))
+        targets = ((truth - mean) / std)[None]
+        forecast = (torch.from_numpy(model_at(hour)) - mean)[None] / std
+        mask = targets.isfinite() & MASK
+        batch = Batch(targets[:, 0], torch.tensor([hour]), torch.tensor([LEADS]), targets, mask)
+        for item in scorer.score(batch, forecast):
+            scorer.add(item)
+    return scorer
+
+
+def model_at(hour: int) -> np.ndarray:
+    return np.random.default_rng(int(hour) + 5).gamma(3.0, 25.0, (2, 2, *SHAPE)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def simple() -> baselines.Baselines:
+    return fitted()
+
+
+def looped(wanted: Callable[[int, int, int], bool], target: int, row: int) -> tuple[int, float]:
+    """n and RMSE of the model by a loop over times and cells, weighted by cos(latitude)."""
+    n, squares, weights = 0, 0.0, 0.0
+    for hour in HOURS:
+        for y, x in zip(*np.nonzero(MASK.numpy()), strict=True):
+            truth, present = truth_at(hour + LEADS[row])[target, y, x], truth_at(hour)[target, y, x]
+            if np.isnan(truth) or np.isnan(present) or not wanted(hour, y, x):
+                continue
+            weight = np.cos(np.radians(float(GRID.lat[y, x])))
+            squares += weight * float(model_at(hour)[row, target, y, x] - truth) ** 2
+            weights += weight
+            n += 1
+    return n, np.sqrt(squares / weights)
+
+
+def find(rows: list[dict], **wanted: object) -> dict:
+    (row,) = [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+    return row
+
+
+def test_rows_agree_with_a_loop_over_times_and_cells(simple: baselines.Baselines):
+    rows = table.rows(scored(simple), UNITS)
+    ours = {"forecast": "aqnet", "pollutant": "pm25", "lead_time_hours": 24}
+    month = {"DJF": (12, 1, 2), "MAM": (3, 4, 5)}
+    for region, subset in (("all", "all"), ("north", "all"), ("all", "DJF"), ("all", "MAM")):
+
+        def wanted(hour: int, y: int, x: int, region: str = region, subset: str = subset) -> bool:
+            inside = region == "all" or y == 1
+            at = baselines.month_of(hour + 24) + 1
+            return inside and (subset == "all" or at in month[subset])
+
+        row = find(rows, **ours, region=region, subset=subset)
+        assert (row["n"], row["rmse"]) == pytest.approx(looped(wanted, 0, 1), rel=1e-5)
+
+
+def test_sudden_changes_are_high_and_differ_from_the_input_time(simple: baselines.Baselines):
+    row = find(
+        table.rows(scored(simple), UNITS),
+        forecast="aqnet",
+        pollutant="no2",
+        lead_time_hours=12,
+        region="all",
+        subset="sudden_change",
+    )
+
+    def wanted(hour: int, y: int, x: int) -> bool:
+        later, now = truth_at(hour + 12)[0, y, x], truth_at(hour)[0, y, x]
+        return bool(later >= 75 and abs(later - now) >= 20)
+
+    assert (row["n"], row["rmse"]) == pytest.approx(looped(wanted, 1, 0), rel=1e-5)
+
+
+def test_forecast_that_lacks_pairs_is_never_beside_scores_of_other_pairs(
+    simple: baselines.Baselines,
+):
+    alone, rows = (
+        table.rows(scored(simple), UNITS),
+        table.rows(scored(simple, (Elsewhere(),)), UNITS),
+    )
+    common = [row for row in rows if row["subset"] == "common_cams"]
+    # 24 h is whole, so it stands in every subset; 12 h lacks a cell; NO2 is not there at all
+    assert {(row["pollutant"], row["lead_time_hours"]) for row in common} == {("pm25", 12)}
+    assert {row["forecast"] for row in common} == {*run.FORECASTS, "cams"}
+    groups: dict[tuple, set[int]] = {}
+    for row in rows:
+        keys = ("pollutant", "lead_time_hours", "region", "subset")
+        groups.setdefault(tuple(row[key] for key in keys), set()).add(row["n"])
+    assert all(len(numbers) == 1 for numbers in groups.values())
+    whole = [row for row in rows if row["region"] == "all" and row["subset"] == "all"]
+    cams = [row for row in whole if row["forecast"] == "cams"]
+    assert [(row["pollutant"], row["lead_time_hours"]) for row in cams] == [("pm25", 24)]
+    others = [row for row in rows if row["forecast"] != "cams" and row["subset"] != "common_cams"]
+    assert others == alone
+
+    def wanted(hour: int, y: int, x: int) -> bool:
+        return (y, x) != (0, 0)
+
+    ours = find(common, forecast="aqnet", region="all")
+    assert (ours["n"], ours["rmse"]) == pytest.approx(looped(wanted, 0, 0), rel=1e-5)
+
+
+def test_draw_is_ascending_and_shared_by_models_with_other_input_times():
+    times = FIRST + np.arange(2000)
+    drawn = run.drawn(times, 50, seed=42)
+    assert len(drawn) == 50 and (np.diff(drawn) > 0).all()
+    np.testing.assert_array_equal(drawn, run.drawn(times, 50, seed=42))
+    assert not np.array_equal(drawn, run.drawn(times, 50, seed=43))
+    later = run.drawn(times[24:], 50, seed=42)  # a model that needs the day before
+    assert set(drawn[drawn >= times[24]]) <= set(later)
+    np.testing.assert_array_equal(run.drawn(times, 5000, seed=42), times)
