@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import zarr
@@ -24,6 +24,15 @@ _UNITS = re.compile(
 _DAMAGE = (OSError, RuntimeError, ValueError, KeyError, TypeError)
 
 
+class Layout(NamedTuple):
+    """How a variable is stored: its shape, its kind as in `numpy.dtype.kind`, and the shape of one
+    chunk, None where it lies in one piece."""
+
+    shape: tuple[int, ...]
+    kind: str
+    chunk: tuple[int, ...] | None
+
+
 class SourceFile(Protocol):
     """What both layouts offer.
 
@@ -37,6 +46,9 @@ class SourceFile(Protocol):
 
     def unit(self, name: str) -> str | None:
         """The units attribute of a variable, None where it has none."""
+
+    def layout(self, name: str) -> Layout:
+        """How a variable is stored."""
 
     def read(self, name: str, rows: slice | None = None) -> NDArray[np.float64]:
         """A variable (or rows of its first dimension), unpacked, NaN where missing."""
@@ -81,6 +93,12 @@ class _NetCDF:
     def unit(self, name: str) -> str | None:
         return getattr(self._dataset.variables[name], "units", None)
 
+    def layout(self, name: str) -> Layout:
+        variable = self._dataset.variables[name]
+        chunking = variable.chunking()
+        chunk = tuple(chunking) if isinstance(chunking, list) else None
+        return Layout(tuple(variable.shape), np.dtype(variable.dtype).kind, chunk)
+
     def read(self, name: str, rows: slice | None = None) -> NDArray[np.float64]:
         variable = self._dataset.variables[name]
         try:
@@ -120,6 +138,10 @@ class _ZarrStore:
     def unit(self, name: str) -> str | None:
         found = self._arrays[name].attrs.get("units")
         return None if found is None else str(found)
+
+    def layout(self, name: str) -> Layout:
+        array = self._arrays[name]
+        return Layout(tuple(array.shape), array.dtype.kind, tuple(array.shards or array.chunks))
 
     def read(self, name: str, rows: slice | None = None) -> NDArray[np.float64]:
         array = self._arrays[name]

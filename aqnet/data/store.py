@@ -68,6 +68,22 @@ class Store:
         values in the mask, physical units, shape [N, 3, C]."""
         return _get(zarr.open_group(self.path, mode="r"), "moments")
 
+    def missing_files(self) -> list[str]:
+        """A phrase for each shard file of `fields` that is not there."""
+        shards = {
+            row: shard_path(self.path, row) for row in range(0, len(self.time), HOURS_PER_SHARD)
+        }
+        return [
+            f"{shard.relative_to(self.path)} is missing, the fields from "
+            f"{np.datetime64(int(self.time[row]), 'h')} on"
+            for row, shard in shards.items()
+            if not shard.exists()
+        ]
+
+    def is_unchanged(self) -> bool:
+        """Whether its files are those it was finished with; reads all of them."""
+        return checksum(self.path) == self.checksum
+
     def read(self, row: int) -> NDArray[np.float32]:
         """Fields of time step `row` in physical units, NaN where missing, float32 [C, H, W].
 
@@ -96,31 +112,41 @@ class Store:
         return values.astype(np.float32, copy=False)
 
 
-def open_store(path: str | Path) -> Store:
+def is_store(path: Path) -> bool:
+    """Whether `path` is a training store, finished or not."""
+    try:
+        return "format_version" in zarr.open_group(path, mode="r").attrs
+    except (ValueError, OSError):
+        return False
+
+
+def open_store(path: str | Path, *, whole: bool = True) -> Store:
     """Open a finished store.
 
+    Args:
+        whole: whether a missing shard file is an error here, or when its hours are read.
     Raises:
-        AqnetError: it is missing, unfinished, of another format version, or lacks shard files.
+        AqnetError: it is missing, unfinished, of another format version, damaged, or not whole.
     """
     path, again = Path(path), "remove it and prepare it again"
     if not path.is_dir():
         raise AqnetError(f"{path}: no such store; make it with python -m aqnet.data.prepare")
     try:
         group = zarr.open_group(path, mode="r")
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         raise AqnetError(f"{path}: not a training store ({error})") from None
     if not group.attrs.get("complete"):
         raise AqnetError(f"{path}: not a finished training store; {again}")
     version = group.attrs.get("format_version")
     if version != FORMAT_VERSION:
         raise AqnetError(f"{path}: format version {version}, expected {FORMAT_VERSION}; {again}")
-    store = Store(path, group)
-    shards = sum(1 for file in (path / "fields").rglob("*") if file.is_file()) - 1
-    expected = -(-len(store.time) // HOURS_PER_SHARD)
-    if shards != expected:
-        raise AqnetError(
-            f"{path}: {shards} files of fields, expected {expected}; prepare the store again"
-        )
+    try:
+        store = Store(path, group)
+    except (ValueError, RuntimeError, OSError, KeyError) as error:
+        raise AqnetError(f"{path}: damaged ({error}); {again}") from None
+    missing = store.missing_files() if whole else []
+    if missing:
+        raise AqnetError(f"{path}: {missing[0]} ({len(missing)} in all); {again}")
     return store
 
 

@@ -150,7 +150,9 @@ def test_flipped_bits_are_named_with_the_time(written: Path):
 
 def test_missing_files_are_noticed_when_opening(written: Path):
     shards(written)[1].unlink()
-    with pytest.raises(AqnetError, match="2 files of fields, expected 3"):
+    with pytest.raises(
+        AqnetError, match=r"fields/c/1/0/0/0 is missing, the fields from 2015-08-21T16 on \(1 in"
+    ):
         store.open_store(written)
 
 

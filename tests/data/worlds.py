@@ -27,6 +27,7 @@ def value(time: int) -> np.ndarray:
     """Physical fields [3, 3, 4] of one hour; some values are missing."""
     generator = np.random.default_rng(time)
     fields = generator.normal((280, 50, 60), (5, 20, 20), (*SHAPE, 3)).transpose(2, 0, 1)
+    fields = np.abs(fields)
     fields[:, 2, 3] = np.nan
     fields[1, 1, time % 4] = np.nan
     return fields.astype(np.float32)
