@@ -2,22 +2,30 @@
 
 Invented, not measured: made so that wind and terrain matter to the forecast. Per hour:
 
-    psi    = sum_i a_i exp(-((lon - lon_i(t))^2 / 128 + (lat - lat_i(t))^2 / 72))   lows > 0
+    psi    = sum_i a_i(t) exp(-((lon - lon_i(t))^2 / 128 + (lat - lat_i(t))^2 / 72))   lows > 0
     u, v   = U + d psi / dy, -d psi / dx
-    wind  <- (1 - b) (wind - c (wind . n) n)      n up-slope direction, b height drag, c blocking
+    wind  <- (1 - b) (wind - c (wind . n) n)     n up-slope direction, b height drag, c blocking
     q*(x)  = q(x - wind dt)                      semi-Lagrangian, bilinear, dt = 1 h
-    q     <- q* + k lap(q*) + E(t) + (deposition + washout rain) (background - q)
-    NO2 + O3 titration, O3 made by the sun, PM2.5 <- PM2.5 + s (SO2 + NO2) humidity
+    q     <- q* + k lap(q*) + E + (deposition + washout rain) (background - q)
+    E      = emission population / mixing        mixing grows with sun and wind; less in summer
+    NO2   += 0.3 (T - P),  O3 += P - T + 5 sun NO2 / (NO2 + 6)
+             P = 0.12 sun NO2 (photolysis),  T = 0.03 min(NO2, O3) (1 - sun) (titration)
+    PM    += 0.008 (SO2 + NO2) humidity          secondary particles
 
-E follows population, less by day (a deeper mixed layer) and in summer. Blocking removes part of
-the wind that climbs or descends a slope, so that what is left runs along ridges (channelling).
-Every year starts afresh with ten days of spin-up: fields are not continuous at New Year.
-Units: ug/m3, m/s, K, Pa, %.
+Lows bring cloud, which dims the sun, rain and humidity. Blocking removes part of the wind that
+climbs or descends a slope, so that what is left runs along ridges (channelling). Each year is made
+by itself after 20 days of spin-up, by when its tracers have forgotten their start; the weather is a
+function of the hour, so that years fit together. Units: ug/m3, m/s, K, Pa, %.
 """
 
 import argparse
+import itertools
+import multiprocessing
+import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +45,9 @@ BACKGROUND = np.array([8.0, 15.0, 2.0, 3.0, 120.0, 60.0])
 EMISSION = np.array([5.0, 7.0, 2.0, 3.5, 60.0, 0.0])
 LOSS = np.array([0.010, 0.014, 0.02, 0.06, 0.008, 0.02])  # 1/h, deposition
 WASHOUT = np.array([0.08, 0.10, 0.05, 0.02, 0.0, 0.0])  # 1/h in full rain
+SYSTEMS = 10  # highs and lows
+SPIN_UP = 480  # hours; by then the start is forgotten
+BLOCK_HOURS = 240
 CITIES = (
     (116.4, 39.9, 1.0), (121.5, 31.2, 1.0), (113.3, 23.1, 0.9), (104.1, 30.7, 0.9),
     (106.5, 29.5, 0.7), (108.9, 34.3, 0.7), (114.3, 30.6, 0.8), (113.6, 34.8, 0.9),
@@ -70,19 +81,23 @@ class World:
     def _population(self) -> Array:
         people = np.full_like(self.lat2d, 2e3)
         for lon, lat, size in CITIES:
-            people += 4e6 * size * self._bump(lon, lat, 1.5, 1.3)
-        return people
+            people += 1.6e6 * size * self._bump(lon, lat, 2.5, 2.2)
+        return people + 1.5e5 * self._bump(114, 33, 9, 8)
 
 
-class _Weather:
-    """Highs and lows that drift east; a new one enters where one leaves."""
+class Weather:
+    """Highs and lows that drift east across the domain, a function of the hour alone.
 
-    def __init__(self, world: World, rng: np.random.Generator, terrain: bool) -> None:
-        self.world, self.rng, count = world, rng, 10
-        self.lon = rng.uniform(60, 148, count)
-        self.lat = rng.uniform(20, 52, count)
-        self.speed = rng.uniform(0.25, 0.5, count)
-        self.strength = rng.choice([-1.0, 1.0], count) * rng.uniform(3e6, 7e6, count)
+    Each of `SYSTEMS` tracks is crossed again and again; what crosses it is drawn from the seed, the
+    track and the number of the crossing, so that years made apart fit together.
+    """
+
+    def __init__(self, world: World, seed: int, terrain: bool = True) -> None:
+        self.world, self.seed = world, seed
+        rng = np.random.default_rng([seed, SYSTEMS])
+        self.hours = rng.uniform(350.0, 600.0, SYSTEMS)  # of a crossing
+        self.phase = rng.uniform(0.0, 1.0, SYSTEMS)
+        self._drawn: dict[int, tuple[int, Array]] = {}
         grad_y, grad_x = np.gradient(world.elevation)
         grad_y, grad_x = grad_y / world.dy, grad_x / world.dx
         steep = np.hypot(grad_x, grad_y) + 1e-9
@@ -90,20 +105,33 @@ class _Weather:
         self.block = (0.9 * (1 - np.exp(-steep / 0.002))) if terrain else np.zeros_like(steep)
         self.drag = 0.3 * np.clip(world.elevation / 4000, 0, 1) if terrain else self.block
 
-    def step(self) -> tuple[Array, Array, Array]:
-        """Wind u, v (m/s) and the pressure anomaly (-1 low to 1 high) of the next hour."""
-        self.lon += self.speed
-        for index in np.flatnonzero(self.lon > 150):
-            self.lon[index], self.lat[index] = 58.0, self.rng.uniform(20, 52)
-            self.strength[index] *= self.rng.choice([-1.0, 1.0])
-        across = np.exp(-((self.world.lon - self.lon[:, None]) ** 2) / 128)
-        along = np.exp(-((self.world.lat - self.lat[:, None]) ** 2) / 72)
-        psi = (along * self.strength[:, None]).T @ across  # > 0 low, turns anticlockwise
+    def at(self, hour: int) -> tuple[Array, Array, Array]:
+        """Wind u, v (m/s) and the pressure anomaly (-1 high to 1 low) of an hour since 1970."""
+        turns = hour / self.hours + self.phase
+        crossing = np.floor(turns).astype(np.int64)
+        way = turns - crossing
+        lat, drift, strength = np.stack(
+            [self._system(track, int(n)) for track, n in enumerate(crossing)], axis=1
+        )
+        lon, lat = 55.0 + 98.0 * way, lat + drift * way
+        strength = strength * np.sqrt(np.sin(np.pi * way))
+        across = np.exp(-((self.world.lon - lon[:, None]) ** 2) / 128)
+        along = np.exp(-((self.world.lat - lat[:, None]) ** 2) / 72)
+        psi = (along * strength[:, None]).T @ across  # > 0 low, turns anticlockwise
         slope = np.gradient(psi)
         u, v = 3.0 + slope[0] / self.world.dy, -slope[1] / self.world.dx
         climb = self.block * (u * self.nx + v * self.ny)
         keep = 1 - self.drag
         return keep * (u - climb * self.nx), keep * (v - climb * self.ny), np.tanh(psi / 6e6)
+
+    def _system(self, track: int, crossing: int) -> Array:
+        """Latitude, its drift and the strength of one high or low."""
+        if self._drawn.get(track, (None,))[0] != crossing:
+            rng = np.random.default_rng([self.seed, track, crossing % 2**32])
+            strength = rng.choice([-1.0, 1.0]) * rng.uniform(5e6, 9e6)
+            drawn = np.array([rng.uniform(20, 52), rng.uniform(-6, 6), strength])
+            self._drawn[track] = crossing, drawn
+        return self._drawn[track][1]
 
 
 def advect(fields: Array, u: Array, v: Array, world: World, seconds: float) -> Array:
@@ -120,20 +148,24 @@ def advect(fields: Array, u: Array, v: Array, world: World, seconds: float) -> A
     return np.asarray(low * (1 - fy) + high * fy)
 
 
-def _chemistry(c: Array, world: World, hour: int, humid: Array, rain: Array) -> None:
+def _chemistry(c: Array, world: World, hour: int, low: Array, speed: Array) -> None:
     """Emission, loss and reactions of one hour, in place, on c [6, H, W]."""
     local = (hour + world.lon2d / 15) % 24
     season = np.cos(2 * np.pi * (hour / 8766 - 0.54))  # 1 in July
-    sun = np.clip(np.cos((local - 13) * np.pi / 12), 0, 1) * (0.75 + 0.25 * season)
-    source = (world.population / 4e6) * (1 - 0.25 * season) * (1.3 - 0.7 * sun)
+    cloud = np.clip(0.35 + 0.9 * low, 0, 1)
+    sun = np.clip(np.cos((local - 13) * np.pi / 12), 0, 1) * (0.7 + 0.3 * season)
+    sun *= 1 - 0.8 * cloud
+    humid, rain = np.clip(0.55 + 0.3 * low, 0.1, 1), np.clip(2.5 * (low - 0.5), 0, 1)
+    mixing = (0.6 + 0.5 * sun) * (0.5 + speed / 8)  # stirred by sun and wind
+    source = (world.population / 4e6) * (1 - 0.25 * season) / mixing
     c += EMISSION[:, None, None] * source
     rate = LOSS[:, None, None] + WASHOUT[:, None, None] * rain
     c += rate * (BACKGROUND[:, None, None] - c)
-    photolysis = 0.15 * sun * c[3]
-    titration = 0.04 * np.minimum(c[3], c[5]) * (1 - sun)
+    photolysis = 0.12 * sun * c[3]
+    titration = 0.03 * np.minimum(c[3], c[5]) * (1 - sun)
     c[3] += 0.3 * titration - 0.3 * photolysis
-    c[5] += photolysis + 5.0 * sun - titration - 0.03 * c[5] * (1 - sun)
-    c[0] += 0.012 * (c[2] + c[3]) * humid
+    c[5] += photolysis + 5.0 * sun * c[3] / (c[3] + 6) - titration
+    c[:2] += 0.008 * (c[2] + c[3]) * humid  # PM2.5 is part of PM10
     np.clip(c, 0.1, None, out=c)
 
 
@@ -142,76 +174,94 @@ def simulate(
 ) -> Iterator[dict[str, Array]]:
     """Hourly fields [H, W] in the units of `UNITS`, from hour `start` since 1970 UTC.
 
-    Ten days of spin-up come first. `terrain` False lets the wind ignore the mountains.
+    `SPIN_UP` hours come first. `terrain` False lets the wind ignore the mountains.
     """
-    weather = _Weather(world, np.random.default_rng([seed, start]), terrain)
+    weather = Weather(world, seed, terrain)
     c = np.repeat(BACKGROUND, world.lat2d.size).reshape(6, *world.lat2d.shape)
-    for hour in range(start - 240, start + hours):
-        u, v, low = weather.step()
+    for hour in range(start - SPIN_UP, start + hours):
+        u, v, low = weather.at(hour)
         c = advect(c, u, v, world, 3600.0)
         inner = c[:, 1:-1, 1:-1]
         around = c[:, 2:, 1:-1] + c[:, :-2, 1:-1] + c[:, 1:-1, 2:] + c[:, 1:-1, :-2]
         c[:, 1:-1, 1:-1] = inner + 0.002 * (around - 4 * inner)
-        humid = np.clip(0.55 + 0.3 * low, 0.1, 1)
-        rain = np.clip(2.5 * (low - 0.5), 0, 1)
-        _chemistry(c, world, hour, humid, rain)
+        _chemistry(c, world, hour, low, np.hypot(u, v))
         if hour < start:
             continue
         day = np.cos(((hour + world.lon2d / 15) % 24 - 14) * np.pi / 12)
         season = np.cos(2 * np.pi * (hour / 8766 - 0.54))
         temp = 303 - 0.6 * (world.lat2d - 18) - 0.006 * world.elevation + 5 * day + 11 * season
         psfc = 101325 * np.exp(-world.elevation / 8400) * (1 - 0.012 * low)
-        fields = {"u": u, "v": v, "temp": temp, "psfc": psfc}
-        fields["rh"] = np.clip(100 * humid - 10 * day, 5, 100)
+        fields = {"u": u, "v": v, "temp": temp - 3 * low * day, "psfc": psfc}
+        fields["rh"] = np.clip(55 + 30 * low - 10 * day, 5, 100)
         yield fields | {name: c[index].copy() for index, name in enumerate(TRACERS)}
 
 
-def _put(
-    group: zarr.Group, name: str, data: NDArray[Any], dims: tuple[str, ...], **attributes: str
-) -> None:
-    array = group.create_array(
+def _array(
+    group: zarr.Group, name: str, shape: tuple[int, ...], dims: tuple[str, ...], **attributes: str
+) -> zarr.Array[Any]:
+    return group.create_array(
         name,
-        shape=data.shape,
-        dtype=data.dtype,
+        shape=shape,
+        dtype=np.int64 if name == "time" else np.float32 if len(shape) == 3 else np.float64,
         dimension_names=dims,
-        fill_value=np.nan if data.dtype.kind == "f" else 0,
-        chunks=data.shape if data.ndim < 3 else (min(240, len(data)), *data.shape[1:]),
+        fill_value=0 if name == "time" else np.nan,
+        chunks=shape if len(shape) < 3 else (min(BLOCK_HOURS, shape[0]), *shape[1:]),
+        attributes=attributes,
     )
-    array[...] = data
-    array.attrs.update(attributes)
 
 
 def write_year(output: Path, world: World, year: int, seed: int, hours: int | None = None) -> Path:
     """Write data_YEAR_china_masked.zarr (its first `hours`, or all) beside, then rename."""
-    epoch = np.datetime64("1970-01-01T00", "h")
-    start = int((np.datetime64(f"{year}-01-01T00", "h") - epoch).astype(int))
-    end = int((np.datetime64(f"{year + 1}-01-01T00", "h") - epoch).astype(int))
+    start, end = (
+        int(np.datetime64(f"{which}-01-01T00", "h").astype(int)) for which in (year, year + 1)
+    )
     count = end - start if hours is None else hours
-    blocks = {name: np.empty((count, *world.mask.shape), np.float32) for name in UNITS}
-    for row, fields in enumerate(simulate(world, start, count, seed)):
-        for name, field in fields.items():
-            blocks[name][row] = np.where(world.mask, field, np.nan)
-        if row % 2000 == 0:
-            print(f"{year}: hour {row} of {count}", flush=True)
     path = output / f"data_{year}_china_masked.zarr"
-    partial = path.with_name(path.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    group = zarr.open_group(partial, mode="w", zarr_format=3)
-    for name, block in blocks.items():
-        _put(group, name, block, ("time", "lat", "lon"), units=UNITS[name])
-    for name, unit in (("elevation", "m"), ("population", "people per cell")):
-        field = np.where(world.mask, getattr(world, name), np.nan)
-        _put(group, name, field, ("lat", "lon"), units=unit)
-    hour_axis = np.arange(start, start + count, dtype=np.int64)
-    _put(group, "time", hour_axis, ("time",), units="hours since 1970-01-01 00:00:00",
-         calendar="proleptic_gregorian", standard_name="time")  # fmt: skip
-    for name, unit in (("lat", "degrees_north"), ("lon", "degrees_east")):
-        _put(group, name, getattr(world, name), (name,), units=unit)
-        _put(group, f"{name}2d", getattr(world, f"{name}2d"), ("lat", "lon"), units=unit)
+    beside = path.with_name(path.name + ".partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    group = zarr.open_group(beside, mode="w", zarr_format=3)
+    _write_coordinates(group, world, start, count)
+    shape = (count, *world.mask.shape)
+    arrays = {
+        name: _array(group, name, shape, ("time", "lat", "lon"), units=unit)
+        for name, unit in UNITS.items()
+    }
+    stream = simulate(world, start, count, seed)
+    for first in range(0, count, BLOCK_HOURS):
+        block = list(itertools.islice(stream, BLOCK_HOURS))
+        for name, array in arrays.items():
+            fields = np.where(world.mask, [each[name] for each in block], np.nan)
+            array[first : first + len(block)] = rounded(fields.astype(np.float32))
+        if first // BLOCK_HOURS % 8 == 0:
+            print(f"{year}: hour {first} of {count}", flush=True)
     if path.exists():
         shutil.rmtree(path)
-    partial.replace(path)
+    beside.replace(path)
     return path
+
+
+def _write_coordinates(group: zarr.Group, world: World, start: int, count: int) -> None:
+    for name, unit in (("elevation", "m"), ("population", "people per cell")):
+        field = np.where(world.mask, getattr(world, name), np.nan)
+        _array(group, name, field.shape, ("lat", "lon"), units=unit)[...] = field
+    time = {"units": "hours since 1970-01-01 00:00:00", "calendar": "proleptic_gregorian"}
+    hours = np.arange(start, start + count, dtype=np.int64)
+    _array(group, "time", hours.shape, ("time",), standard_name="time", **time)[...] = hours
+    for name, unit in (("lat", "degrees_north"), ("lon", "degrees_east")):
+        for field, dims in (
+            (getattr(world, name), (name,)),
+            (getattr(world, f"{name}2d"), ("lat", "lon")),
+        ):
+            full = name if field.ndim == 1 else f"{name}2d"
+            _array(group, full, field.shape, dims, units=unit)[...] = field
+
+
+def rounded(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """To 12 bits of the mantissa, a relative 1e-4, so that files compress to about half."""
+    keep = np.uint32(0xFFFF_F800)
+    bits = np.where(np.isfinite(values), values.view(np.uint32) + np.uint32(0x400), 0x7FC0_0000)
+    nearest: NDArray[np.float32] = (bits.astype(np.uint32) & keep).view(np.float32)
+    return nearest
 
 
 def main() -> None:
@@ -232,9 +282,13 @@ def main() -> None:
     if min(height, width) < 4 or len(years) > 2 or years[0] > years[-1]:
         raise AqnetError(f"--grid {arguments.grid}: at least 4x4; --years first-last, ascending")
     arguments.output.mkdir(parents=True, exist_ok=True)
-    world = World(height, width)
-    for year in range(years[0], years[-1] + 1):
-        print(f"wrote {write_year(arguments.output, world, year, arguments.seed)}", flush=True)
+    wanted = range(years[0], years[-1] + 1)
+    # zarr runs a thread, which a fork would not take along
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(len(wanted), os.cpu_count() or 1), context) as pool:
+        task = partial(write_year, arguments.output, World(height, width), seed=arguments.seed)
+        for path in pool.map(task, wanted):
+            print(f"wrote {path}", flush=True)
 
 
 if __name__ == "__main__":

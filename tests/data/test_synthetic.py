@@ -43,18 +43,29 @@ def test_nan_lies_exactly_outside_one_mask_and_xarray_opens_the_store(tmp_path: 
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
-def test_moving_pm25_along_its_wind_beats_persistence(
-    world: World, fields: dict[str, np.ndarray]
-) -> None:
-    pm25, moved, stayed = fields["pm25"], 0.0, 0.0
-    for row in range(0, HOURS - 12, 12):
-        forecast = pm25[row][None]
-        for _ in range(12):
-            forecast = advect(forecast, fields["u"][row], fields["v"][row], world, 3600.0)
-        truth = pm25[row + 12]
+@pytest.mark.parametrize("season", ["2013-01-05", "2014-07-05"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_moving_pm25_along_its_wind_beats_persistence(world: World, seed: int, season: str) -> None:
+    start, hours = int(np.datetime64(season, "h").astype(int)), 24 * 10
+    fields = list(simulate(world, start, hours, seed))
+    moved = stayed = 0.0
+    for row in range(0, hours - 12, 12):
+        now, truth = fields[row], fields[row + 12]["pm25"]
+        forecast = now["pm25"][None]
+        for _ in range(12):  # the wind of the input time: what a forecast can know
+            forecast = advect(forecast, now["u"], now["v"], world, 3600.0)
         moved += float(((forecast[0] - truth)[world.mask] ** 2).mean())
-        stayed += float(((pm25[row] - truth)[world.mask] ** 2).mean())
+        stayed += float(((now["pm25"] - truth)[world.mask] ** 2).mean())
     assert np.sqrt(moved / stayed) < 0.9
+
+
+def test_years_made_apart_fit_together(world: World) -> None:
+    new_year = START + 8760
+    before = list(simulate(world, START + 8760 - 48, 49))[-1]
+    after = next(simulate(world, new_year, 1))
+    for name in UNITS:
+        one, other = (fields[name][world.mask] for fields in (before, after))
+        assert np.sqrt(((one - other) ** 2).mean()) < 0.01 * one.std(), name
 
 
 def test_terrain_changes_pm25_near_ridges(world: World) -> None:
@@ -68,6 +79,7 @@ def test_terrain_changes_pm25_near_ridges(world: World) -> None:
 def test_ranges_are_plausible(world: World, fields: dict[str, np.ndarray]) -> None:
     inside = {name: block[:, world.mask] for name, block in fields.items()}
     assert 10 < inside["pm25"].mean() < 80
+    assert inside["pm10"].mean() > inside["pm25"].mean()
     assert np.hypot(inside["u"], inside["v"]).max() < 50
     assert inside["temp"].min() > 220 and inside["temp"].max() < 325
     assert all(np.isfinite(block).all() for block in inside.values())
