@@ -206,7 +206,7 @@ def _array(
         dimension_names=dims,
         fill_value=0 if name == "time" else np.nan,
         chunks=shape if len(shape) < 3 else (min(BLOCK_HOURS, shape[0]), *shape[1:]),
-        attributes=attributes,
+        attributes=dict(attributes),
     )
 
 
