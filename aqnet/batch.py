@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from aqnet.errors import AqnetError
+
 
 class Batch(NamedTuple):
     """B input times, each with its K lead times.
@@ -112,7 +114,16 @@ class Statistics:
 
     @classmethod
     def from_dict(cls, values: dict[str, dict[str, float]]) -> Statistics:
-        """The inverse of `to_dict`."""
+        """The inverse of `to_dict`.
+
+        Raises:
+            AqnetError: there are none, as in weights imported from ClimaX.
+        """
+        if not values:
+            raise AqnetError(
+                "the checkpoint holds no statistics, as it was imported from ClimaX; train a model "
+                "from it with train.init_from and train.init_statistics: data"
+            )
         return cls(
             tuple(values),
             tuple(float(row["mean"]) for row in values.values()),

@@ -42,6 +42,10 @@ UNSUPPORTED = (
     "hierarchical_physics",
     "adaptive_wind_memory",
 )
+_BUFFERS = {
+    "china_mask": "the domain mask comes with the stores",
+    "target_indices": "used to choose the rows of the head",
+}
 _RENAMED = (
     (r"patch_embed\.(proj_weights|proj_biases)", r"token_embeds.\1"),
     (r"blocks\.(\d+)\.mlp\.0\.(\w+)", r"blocks.\1.mlp.fc1.\2"),
@@ -81,15 +85,12 @@ def convert(
     """
     own = {re.sub(r"^(model\.)?(climax\.)?", "", key): value for key, value in tensors.items()}
     _refuse(origin, own)
-    _check_settings(origin, own, settings, config, report)
+    _check_settings(origin, settings, config, report)
     targets = _target_channels(origin, own, settings, config)
-    for key in ("china_mask", "target_indices"):
+    for key, why in _BUFFERS.items():
         if own.pop(key, None) is not None:
-            report.dropped[key] = {
-                "china_mask": "the domain mask comes with the stores",
-                "target_indices": "used to choose the rows of the head",
-            }[key]
-    own = _renamed(_stacked(own))
+            report.dropped[key] = why
+    own = _renamed(stacked(own))
     if (scale := own.pop("blocks.0.attn.H_scale", None)) is not None:
         own["blocks.0.attn.alpha"] *= HEIGHT / scale
         report.dropped["blocks.0.attn.H_scale"] = "folded into alpha, exactly"
@@ -125,7 +126,6 @@ def _refuse(origin: str, own: dict[str, Tensor]) -> None:
 
 def _check_settings(
     origin: str,
-    own: dict[str, Tensor],
     settings: dict[str, Any],
     config: Config,
     report: Report,
@@ -150,9 +150,6 @@ def _check_settings(
             f"{origin}: was trained with {heads} heads, the config has model.num_heads "
             f"{config.model.num_heads}; set it to {heads}"
         )
-    count = own["var_embed"].shape[1]
-    if count != len(VARIABLES):
-        raise AqnetError(f"{origin}: embeds {count} variables, expected {len(VARIABLES)}")
 
 
 def _target_channels(
@@ -180,8 +177,8 @@ def _target_channels(
     return [found[name] for name in config.data.targets]
 
 
-def _stacked(own: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The row-major variant's one projection per variable as one tensor."""
+def stacked(own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """One projection per variable (the row-major variant's, ClimaX's) as one tensor for all."""
     single = re.compile(r"token_embeds\.(\d+)\.proj\.(weight|bias)")
     result, parts = {}, {}
     for key, value in own.items():

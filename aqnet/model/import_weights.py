@@ -19,7 +19,7 @@ from aqnet import config as configs
 from aqnet.batch import Grid, Statistics
 from aqnet.config import Config
 from aqnet.errors import AqnetError
-from aqnet.model import import_aq_net2
+from aqnet.model import import_aq_net2, import_climax
 from aqnet.model.climax import ClimaX
 from aqnet.model.transfer import Report
 
@@ -37,6 +37,7 @@ _TOP_LEVEL = {
     "optimizer_states": "the optimizer starts anew",
     "hyper_parameters": "compared with the config; the config holds",
 }
+_VARIABLE_TABLES = ("var_embed", "channel_embed")
 _ADDITIONS = ("scan_embed.", "calendar_embed.")  # start at zero: without effect until trained
 
 
@@ -78,14 +79,19 @@ def import_weights(
     shape = shape or config.data.shape or _mask_shape(tensors)
     if shape is None:
         raise AqnetError(f"{source}: does not say the grid; give --grid HEIGHTxWIDTH")
-    converted = import_aq_net2.convert(str(source), tensors, settings, config, report)
-    statistics = import_aq_net2.statistics()
-    model = blank_model(config, shape, statistics)
-    state = _complete(source, converted, model.state_dict(), report)
+    if _is_climax(tensors):
+        known: dict[str, dict[str, float]] = {}  # not in the file
+        model = blank_model(config, shape)
+        first, patches = model.state_dict(), model.patch_shape
+        state = import_climax.convert(str(source), tensors, config, first, patches, report)
+    else:
+        known = import_aq_net2.statistics().to_dict()
+        converted = import_aq_net2.convert(str(source), tensors, settings, config, report)
+        state = _complete(source, converted, blank_model(config, shape).state_dict(), report)
     described = {
         "global_step": 0,
         "config": configs.to_dict(config),
-        "statistics": statistics.to_dict(),
+        "statistics": known,
         "data_checksums": {},
         "imported": {"source": str(source), **report.to_dict()},
     }
@@ -107,14 +113,16 @@ def read_source(path: Path) -> dict[str, Any]:
     return tree
 
 
-def blank_model(config: Config, shape: tuple[int, int], statistics: Statistics) -> ClimaX:
-    """A model of the config with its first weights; only the grid's shape matters to these."""
+def blank_model(config: Config, shape: tuple[int, int]) -> ClimaX:
+    """A model of the config with its first weights; of the grid only the shape matters to these."""
     lat, lon = torch.meshgrid(
         torch.linspace(1, 0, shape[0], dtype=torch.float64),
         torch.linspace(0, 1, shape[1], dtype=torch.float64),
         indexing="ij",
     )
     everywhere = torch.ones(shape, dtype=torch.bool)
+    names = config.data.variables
+    statistics = Statistics(names, (0.0,) * len(names), (1.0,) * len(names))
     torch.manual_seed(config.seed)
     return ClimaX(config, Grid(lat, lon, torch.zeros(shape), everywhere), statistics)
 
@@ -131,7 +139,7 @@ def _parts(
     wrong = [str(key) for key, value in tensors.items() if not isinstance(value, Tensor)]
     if wrong:
         raise AqnetError(f"{source}: expected a state dict of tensors; {wrong[0]} is none")
-    if not any(key.endswith(("var_embed", "channel_embed")) for key in tensors):
+    if not any(key.endswith(_VARIABLE_TABLES) for key in tensors):
         raise AqnetError(
             f"{source}: neither AQ_NET2 nor ClimaX: no variable embedding (var_embed or "
             f"channel_embed) among {len(tensors)} tensors"
@@ -139,6 +147,12 @@ def _parts(
     hyper = tree.get("hyper_parameters")
     settings = hyper.get("config", hyper) if isinstance(hyper, dict) else {}
     return tensors, settings if isinstance(settings, dict) else {}
+
+
+def _is_climax(tensors: dict[str, Tensor]) -> bool:
+    """Whether the file embeds other than AQ_NET2's variables."""
+    tables = [value for key, value in tensors.items() if key.endswith(_VARIABLE_TABLES)]
+    return tables[0].shape[1] != len(import_aq_net2.VARIABLES)
 
 
 def _complete(

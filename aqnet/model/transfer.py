@@ -157,14 +157,15 @@ def _labels(config: Config) -> dict[str, Labels]:
         "token_embeds.proj_weights": {0: config.input_variables},
         "token_embeds.proj_biases": {0: config.input_variables},
         "var_embed": {1: config.input_variables},
-        f"{_last(config)}.weight": {0: outputs},
-        f"{_last(config)}.bias": {0: outputs},
+        f"{last_layer(config)}.weight": {0: outputs},
+        f"{last_layer(config)}.bias": {0: outputs},
         "rho": {0: data.lead_times, 1: data.targets},
         "calendar_embed.weight": {1: calendar},
     }
 
 
-def _last(config: Config) -> str:
+def last_layer(config: Config) -> str:
+    """Name of the head's output layer."""
     return f"head.{2 * config.model.decoder_depth}"
 
 

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from aqnet import checkpoint_files
 from aqnet import config as configs
-from aqnet.batch import Statistics
 from aqnet.errors import AqnetError
 from aqnet.model.import_weights import blank_model, import_weights
 from tests.model.checkpoints import (
@@ -51,7 +50,7 @@ def saved(tree: Any, tmp_path: Path) -> Path:
 def run(path: Path, where: configs.Config, fields: Tensor) -> Tensor:
     """Forecasts [B, 4, T, H, W] of the checkpoint directory `path`."""
     loaded = checkpoint_files.read(path)
-    model = blank_model(where, SHAPE, Statistics.from_dict(loaded.state["statistics"])).eval()
+    model = blank_model(where, SHAPE).eval()
     model.load_state_dict(loaded.model)
     hours = torch.tensor([[12, 24, 48, 96]]).expand(len(fields), 4)
     with torch.no_grad():
@@ -99,7 +98,7 @@ def test_the_terms_of_block_0_are_seen_in_the_forecast(variant: str):
 
 def test_queries_in_chunks_give_the_same_and_gradients(monkeypatch: pytest.MonkeyPatch):
     where = config(compatibility="aq_net2_relative")
-    model = blank_model(where, SHAPE, Statistics(("u",), (0.0,), (1.0,)))
+    model = blank_model(where, SHAPE)
     attention = model.blocks[0].attn
     torch.nn.init.normal_(attention.bias_table)
     attention.eval()

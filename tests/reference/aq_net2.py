@@ -16,22 +16,37 @@ def forecast(
     state: dict[str, Tensor], fields: Tensor, hours: Tensor, num_heads: int, patch: int = 2
 ) -> Tensor:
     """fields [B, 15, H, W] normalised, NaN missing; hours [B] -> [B, 6, H, W] normalised."""
-    x = fields.nan_to_num(0.0)
     own = {key.removeprefix("climax."): value for key, value in state.items()}
-    tokens = _embed(own, x, patch) + own["var_embed"].unsqueeze(2)
-    out = _aggregate(own, tokens, num_heads) + own["pos_embed"]
-    lead = F.linear(hours.to(x.dtype)[:, None], *_pair(own, "lead_time_embed"))
-    out = out + lead.unsqueeze(1)
-    depth = 1 + max(int(key.split(".")[1]) for key in own if key.startswith("blocks."))
-    elevation = F.avg_pool2d(x[:, ELEVATION : ELEVATION + 1], patch).flatten(1)
+    elevation = F.avg_pool2d(fields.nan_to_num(0.0)[:, ELEVATION : ELEVATION + 1], patch)
+    out = head(own, encode(own, fields, hours, num_heads, patch, elevation.flatten(1)))
+    return image(out, fields, patch)[:, list(TARGETS)]
+
+
+def encode(
+    state: dict[str, Tensor],
+    fields: Tensor,
+    lead: Tensor,
+    num_heads: int,
+    patch: int,
+    elevation: Tensor,
+) -> Tensor:
+    """ClimaX up to its last norm: [B, V, H, W] and lead [B] -> [B, L, D]; elevation [B, L]."""
+    x = fields.nan_to_num(0.0)
+    tokens = _embed(state, x, patch) + state["var_embed"].unsqueeze(2)
+    out = _aggregate(state, tokens, num_heads) + state["pos_embed"]
+    out = out + F.linear(lead.to(x.dtype)[:, None], *_pair(state, "lead_time_embed")).unsqueeze(1)
+    depth = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks."))
     shape = (x.shape[2] // patch, x.shape[3] // patch)
     for number in range(depth):
-        out = _block(_under(own, f"blocks.{number}"), out, num_heads, elevation, shape)
-    out = F.layer_norm(out, out.shape[-1:], *_pair(own, "norm"))
-    out = _head(own, out)
-    image = out.reshape(len(x), *shape, patch, patch, -1)
-    image = torch.einsum("nhwpqc->nchpwq", image).reshape(len(x), -1, *x.shape[2:])
-    return image[:, list(TARGETS)]
+        out = _block(_under(state, f"blocks.{number}"), out, num_heads, elevation, shape)
+    return F.layer_norm(out, out.shape[-1:], *_pair(state, "norm"))
+
+
+def image(out: Tensor, fields: Tensor, patch: int) -> Tensor:
+    """The head's outputs (row, column, channel) per token as fields [B, C, H, W]."""
+    height, width = fields.shape[2:]
+    cells = out.reshape(len(out), height // patch, width // patch, patch, patch, -1)
+    return torch.einsum("nhwpqc->nchpwq", cells).reshape(len(out), -1, height, width)
 
 
 def _under(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -128,7 +143,8 @@ def _bucket(relative: Tensor) -> Tensor:
     return sign + torch.where(n < 8, n, torch.min(far, torch.full_like(far, 15)))
 
 
-def _head(state: dict[str, Tensor], x: Tensor) -> Tensor:
+def head(state: dict[str, Tensor], x: Tensor) -> Tensor:
+    """The decoder, of whichever names."""
     if "head.weight" in state:
         return F.linear(x, *_pair(state, "head"))
     names = ["head.0", "head.2", "head.4"]
