@@ -39,8 +39,8 @@ class Attention(nn.Module):
 
         Args:
             x: tokens in scan order, shape [B, L, D].
-            elevation_km: real elevation in the same order [km], shape [L] or [B, L]; needed with
-                terrain, not looked at without.
+            elevation_km: real elevation in the same order [km], shape [L] or [B, L], ascending
+                (inside each window, with windows); needed with terrain, not looked at without.
             window: attention inside runs of this many consecutive tokens; the last run is shorter
                 where the window does not divide L. None: attention over all tokens.
         Returns:

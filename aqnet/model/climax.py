@@ -15,7 +15,7 @@ from aqnet.model.calendar import calendar_features, calendar_size
 from aqnet.model.compatibility import bias_block, has_biased_block
 from aqnet.model.embedding import TokenEmbeds, VariableAggregation, patch_pixels
 from aqnet.model.positions import fraction_features, patches_of, sincos_1d, sincos_2d
-from aqnet.model.wind_scan import WindScan
+from aqnet.model.wind_scan import WindScan, sorted_in_windows
 
 LEAD_TIME_UNIT = 100.0  # hours, ClimaX's
 SCAN_FEATURES = 64
@@ -24,9 +24,11 @@ SCAN_FEATURES = 64
 class ClimaX(nn.Module):
     """Forecasts of K lead times from one input time.
 
-    With global attention tokens stay in raster order, because attention does not see order; the
-    scan then acts through its embedding alone. With windows they are put in scan order, by row
-    and quarter turn in turn, and back at the end.
+    Attention does not see order, but terrain attention wants tokens sorted by elevation. So with
+    global attention tokens stand in that order from the embedding to the head (in raster order
+    without terrain), and the scan acts through its embedding alone. With windows they start in
+    raster order, are put in scan order, by row and quarter turn in turn and by elevation inside
+    each window, and back at the end.
 
     Raises:
         AqnetError: at construction where config, grid and model do not fit together.
@@ -36,6 +38,8 @@ class ClimaX(nn.Module):
     lat: Tensor
     lon: Tensor
     elevation_km: Tensor
+    orders: Tensor
+    ranks: Tensor
     lead_times: Tensor
     target_channels: Tensor
     wind_mean: Tensor
@@ -58,6 +62,9 @@ class ClimaX(nn.Module):
         everywhere = torch.ones_like(patches.domain)
         chosen = patches.domain if self.model.tokens == "domain" else everywhere
         tokens = chosen.nonzero().squeeze(1)
+        terrain, windows = self.model.terrain.enabled, self.model.attention == "window"
+        if terrain and not windows:
+            tokens = tokens[patches.elevation_km[tokens].argsort(stable=True)]
         self.scan = WindScan(patches, tokens, self.model.regions)
         buffers = {
             "tokens": tokens,
@@ -66,6 +73,12 @@ class ClimaX(nn.Module):
             "elevation_km": patches.elevation_km[tokens],
             "lead_times": torch.tensor(config.data.lead_times),
         }
+        if windows:
+            orders = self.scan.orders
+            if terrain:
+                elevation_km = patches.elevation_km[tokens]
+                orders = sorted_in_windows(orders, elevation_km, self.model.window)
+            buffers |= {"orders": orders, "ranks": orders.argsort(dim=1)}
         if self.model.predict == "change":
             channels = [self.variables.index(name) for name in self.targets]
             buffers["target_channels"] = torch.tensor(channels)
@@ -204,9 +217,14 @@ class ClimaX(nn.Module):
         x: Tensor = self.var_agg(pixels.nan_to_num(0.0), present, affine, self.var_query)
         x = x + self.pos_embed.index_select(1, self.tokens)
         if self.model.scan_embedding:
-            features = fraction_features(self.scan.fractions(sector), SCAN_FEATURES)
-            x = x + self.scan_embed(features.to(x.dtype))
+            x = x + self._scan_embedding(sector, x.dtype)
         return x
+
+    def _scan_embedding(self, sector: Tensor, dtype: torch.dtype) -> Tensor:
+        """Sector [B, R * C] to [B, L, D]."""
+        features = fraction_features(self.scan.fractions(sector), SCAN_FEATURES)
+        result: Tensor = self.scan_embed(features.to(dtype))
+        return result
 
     def _add_times(self, x: Tensor, time: Tensor, lead_time: Tensor) -> Tensor:
         """Calendar and lead time; conditioned: [B, L, D] -> [B * K, L, D]."""
@@ -231,14 +249,14 @@ class ClimaX(nn.Module):
         return pixels.mean(dim=(2, 3)).repeat_interleave(passes, dim=0)
 
     def _transform(self, x: Tensor, elevation_km: Tensor, sector: Tensor) -> Tensor:
-        """The blocks, on tokens [N, L, D] in raster order; sector [N, R * C]."""
+        """The blocks, on tokens [N, L, D]; sector [N, R * C]."""
         if self.model.attention == "global":
             for block in self.blocks:
                 x = self._run(block, x, elevation_km)
             return x
         turned = self.scan.quarter[sector[:, 0]]
-        order = [self.scan.orders[rows] for rows in (sector[:, 0], turned)]
-        rank = [self.scan.ranks[rows] for rows in (sector[:, 0], turned)]
+        order = [self.orders[rows] for rows in (sector[:, 0], turned)]
+        rank = [self.ranks[rows] for rows in (sector[:, 0], turned)]
         elevation = [elevation_km[rows] for rows in order]
         turn = [rank[0].gather(1, order[1]), rank[1].gather(1, order[0])]
         x = _gather(x, order[0])
@@ -259,9 +277,8 @@ class ClimaX(nn.Module):
     def _to_fields(self, x: Tensor, batch: int, num_leads: int) -> Tensor:
         """Head's outputs, laid out (row, column, lead time, target), to [B, K, T, h * p, w * p]."""
         (rows, columns), patch = self.patch_shape, self.model.patch
-        if self.model.tokens == "domain":
-            everywhere = x.new_full((x.shape[0], rows * columns, x.shape[2]), float("nan"))
-            x = everywhere.index_copy(1, self.tokens, x)
+        everywhere = x.new_full((x.shape[0], rows * columns, x.shape[2]), float("nan"))
+        x = everywhere.index_copy(1, self.tokens, x)
         own = num_leads if self.joint else 1
         x = x.reshape(x.shape[0], rows, columns, patch, patch, own, len(self.targets))
         x = x.permute(0, 5, 6, 1, 3, 2, 4)
@@ -302,4 +319,6 @@ def _zero_linear(inputs: int, outputs: int) -> nn.Linear:
 
 def _gather(x: Tensor, index: Tensor) -> Tensor:
     """Tokens [N, L, D] in the order `index` [N, L]."""
-    return x.gather(1, index.unsqueeze(-1).expand_as(x))
+    # whole rows at once: gather would look up every number of a token
+    first = torch.arange(x.shape[0], device=x.device).unsqueeze(1) * x.shape[1]
+    return x.flatten(0, 1).index_select(0, (index + first).flatten()).view_as(x)

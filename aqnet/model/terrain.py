@@ -27,9 +27,12 @@ def terrain_attention(
 ) -> Tensor:
     """Softmax attention with the terrain bias, exact, in linear memory, in FP32 at least.
 
+    Tokens must stand in order of elevation: that of a grid never changes, so the model sorts them
+    once. (Unsorted ones would get the wrong bias without an error.)
+
     Args:
         q, k, v: queries, keys and values, shape [B, A, L, d].
-        z: elevation [km], shape [B, L]; NaN counts as 0; takes no gradient.
+        z: elevation [km], ascending, finite, shape [B, L]; takes no gradient.
         up, down: cost of a kilometre of lifting and lowering per head, shape [A].
     Returns:
         Shape [B, A, L, d], FP64 for FP64 queries and FP32 otherwise.
@@ -44,7 +47,7 @@ def terrain_attention(
     # in bf16 the appended elevations would lose up to 5.6 % of the bias
     kind = torch.promote_types(q.dtype, torch.float32)
     with torch.autocast(q.device.type, enabled=False):
-        z = torch.nan_to_num(z.to(kind), nan=0.0)
+        z = z.to(kind)
         z = z - z.mean(dim=1, keepdim=True)  # only differences matter, small numbers round less
         q, k, v, up, down = (tensor.to(kind) for tensor in (q, k, v, up, down))
         out, _ = _forward(q, k, v, z, up, down)
@@ -55,10 +58,7 @@ def terrain_attention(
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, z: Tensor, up: Tensor, down: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The output, and the log-sum-exp [B, A, L] of the sorted tokens."""
-    order = z.argsort(dim=1, stable=True)
-    q, k, v = (_permute(tensor, order) for tensor in (q, k, v))
-    z = z.take_along_dim(order, 1)
+    """The output, and its log-sum-exp [B, A, L]."""
     scale, width = _scale(q), q.shape[-1]
     keys, values = _keys(k, z), _widen(v)
     out, lse = _flash(_queries(q, z, up), keys, values, scale)
@@ -71,7 +71,7 @@ def _forward(
         lower_lse, lse = lse, torch.logaddexp(lse, upper_lse)
         out = out * (lower_lse - lse).exp().unsqueeze(-1)
         out += upper * (upper_lse - lse).exp().unsqueeze(-1)
-    return _permute(out[..., :width], order.argsort(dim=1)), lse.contiguous()
+    return out[..., :width].contiguous(), lse.contiguous()
 
 
 @torch.library.custom_op("aqnet::terrain_attention_backward", mutates_args=())
@@ -87,9 +87,6 @@ def _backward(
     lse: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, up and down."""
-    order = z.argsort(dim=1, stable=True)
-    grad, q, k, v, out = (_permute(tensor, order) for tensor in (grad, q, k, v, out))
-    z = z.take_along_dim(order, 1)
     scale, width = _scale(q), q.shape[-1]
     keys, values, grad, out = _keys(k, z), _widen(v), _widen(grad), _widen(out)
     dq, dk, dv = _flash_backward(grad, _queries(q, z, up), keys, values, out, lse, scale)
@@ -104,8 +101,7 @@ def _backward(
         dq[:, :, :-1] += upper_dq
         dk[:, :, 1:] += upper_dk
         dv[:, :, 1:] += upper_dv
-    rank = order.argsort(dim=1)
-    dq, dk, dv = (_permute(tensor[..., :width], rank) for tensor in (dq, dk, dv))
+    dq, dk, dv = (tensor[..., :width].contiguous() for tensor in (dq, dk, dv))
     return dq, dk, dv, grad_up, grad_down
 
 
@@ -173,11 +169,6 @@ def _slope_gradient(dq: Tensor, z: Tensor, width: int, scale: float) -> Tensor:
 
 def _scale(q: Tensor) -> float:
     return float(q.shape[-1]) ** -0.5
-
-
-def _permute(tensor: Tensor, index: Tensor) -> Tensor:
-    """tensor [B, A, L, d] taken along L at `index` [B, L]."""
-    return tensor.take_along_dim(index[:, None, :, None], 2)
 
 
 # --- causal flash attention that returns its log-sum-exp ----------------------------------------

@@ -126,6 +126,13 @@ class WindScan(nn.Module):
         return parts.transpose(2, 3).reshape(batch, rows * columns, -1)
 
 
+def sorted_in_windows(orders: Tensor, elevation_km: Tensor, window: int) -> Tensor:
+    """`orders` [N, L] with the tokens of each window of `window` sorted by elevation [L]."""
+    by_elevation = elevation_km[orders].argsort(dim=1, stable=True)
+    back = (by_elevation // window).argsort(dim=1, stable=True)
+    return orders.gather(1, by_elevation.gather(1, back))
+
+
 def ground_coordinates(patches: Patches, region: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Metres east and north of the centre, rounded to 1 m, float64, shape [h * w] each.
 

@@ -1,0 +1,335 @@
+"""One training step of the model beside the plain form: agreement, time, memory, arithmetic.
+
+    python -m benchmarks.model_step [--quick] [--json FILE] [--only NAME ...]
+
+Every measurement runs in a process of its own, one after another, so that its peak memory is its
+own. benchmarks/README.md explains the figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from aqnet.model.positions import patches_of
+from aqnet.model.wind_scan import WindScan
+from benchmarks import model_parts as parts
+from benchmarks.model_parts import Part
+
+ORIGINAL, NATIVE = (128, 256), (340, 432)
+DOMAIN = {"tokens": "domain"}
+JOINT = {"lead_time_mode": "joint"}
+FLAT = {"terrain": {"enabled": False}}
+GIB = 2**30
+
+
+def window(size: int) -> dict[str, Any]:
+    return {"attention": "window", "window": size, "regions": None}
+
+
+def sections(quick: bool) -> dict[str, dict[str, Part]]:
+    """Names of the measurements, in the order of the tables."""
+    whole: dict[str, Part] = {}
+    for grid in ((32, 64),) if quick else ((32, 64), (64, 128)):
+        length = grid[0] * grid[1] // 4
+        variants = {
+            "all tokens, no terrain": FLAT,
+            "all tokens, global": {},
+            "domain tokens, global": DOMAIN,
+            "domain tokens, windows": DOMAIN | window(length // 8),
+        }
+        for name, model in variants.items():
+            for what in ("plain", "aqnet"):
+                whole[f"{grid[0]}x{grid[1]}, {name}, {what}"] = Part(what, "whole", grid, model)
+    if quick:
+        blocks = {
+            f"64x128, {piece}, {what}": Part(what, piece, (64, 128))
+            for piece in ("embedding", "terrain block", "block")
+            for what in ("plain", "aqnet")
+        }
+        return {"whole": whole, "parts": blocks}
+    pieces = {
+        f"{piece}, {what}": Part(what, piece, ORIGINAL)
+        for piece in ("embedding", "block")
+        for what in ("plain", "aqnet")
+    }
+    pieces["terrain block, aqnet"] = Part("aqnet", "terrain block", ORIGINAL)
+    pieces["terrain block, plain"] = Part("plain", "terrain block", ORIGINAL, runs=1, memory=17.0)
+    return {
+        "whole": whole,
+        "parts": pieces,
+        "step": {
+            "all tokens, global": Part("aqnet", "whole", ORIGINAL),
+            "domain tokens, global": Part("aqnet", "whole", ORIGINAL, DOMAIN),
+            "domain tokens, window 1,024": Part("aqnet", "whole", ORIGINAL, DOMAIN | window(1024)),
+            "all tokens, window 1,024": Part("aqnet", "whole", ORIGINAL, window(1024)),
+            "domain tokens, global, joint, 4 lead times": Part(
+                "aqnet", "whole", ORIGINAL, DOMAIN | JOINT, leads=4
+            ),
+        },
+        "native": {
+            "all tokens, window 1,024": Part(
+                "aqnet", "whole", NATIVE, window(1024), runs=1, memory=17.0
+            ),
+            "domain tokens, window 1,024": Part("aqnet", "whole", NATIVE, DOMAIN | window(1024)),
+            "domain tokens, global": Part("aqnet", "whole", NATIVE, DOMAIN, runs=1),
+        },
+    }
+
+
+# --- in the process of one measurement ----------------------------------------------------------
+
+
+def measure(part: Part) -> dict[str, float]:
+    """Time [s] of the fastest run, peak memory [GiB], rate of matrices [FLOP/s] just before."""
+    step, module = parts.step_of(dataclasses.replace(part, grid=(32, 64)))
+    step().backward()  # threads and kernels are there before the first timed run
+    rate = matrix_rate()
+    step, module = parts.step_of(part)
+    times, before = [], resident()
+    for _ in range(part.runs):
+        module.zero_grad()
+        start = time.perf_counter()
+        loss = step()
+        middle = time.perf_counter()
+        loss.backward()
+        times.append((time.perf_counter() - start, middle - start))
+        del loss
+        rate = max(rate, matrix_rate())
+    total, forward = min(times)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        "seconds": total,
+        "forward": forward,
+        "backward": total - forward,
+        "peak_gib": memory / GIB,
+        "step_gib": (memory - before) / GIB,
+        "flops": parts.flops(part),
+        "matrix_rate": rate,
+        "tokens": parts.tokens(part, parts.config_of(part)),
+    }
+
+
+def resident() -> int:
+    """Bytes of this process in memory now (Linux)."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def matrix_rate() -> float:
+    """FLOP/s of a product of two 2,048 x 2,048 matrices in FP32, the best of five."""
+    a = torch.randn(2048, 2048)
+    best = min(timed(lambda: a @ a) for _ in range(5))
+    return float(2 * 2048**3 / best)
+
+
+def timed(run: Any) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def agreement(part: Part) -> dict[str, float]:
+    """Largest relative distance, norm-wise, of the forecast and of any parameter's gradient."""
+    model, config = parts.models(part)
+    plain = parts.plain_model(part, model.state_dict())
+    inputs = parts.sample(part, config)
+    found, expected = model(*inputs), plain(*inputs)
+    cotangent = torch.randn(found.shape, generator=torch.Generator().manual_seed(1))
+    for out in (found, expected):
+        (out.nan_to_num(0.0) * cotangent).sum().backward()
+    gradients = {name: gradient(value) for name, value in plain.named_parameters()}
+    distances = {
+        name: distance(gradient(value), gradients[name]) for name, value in model.named_parameters()
+    }
+    return {
+        "forecast": distance(found.nan_to_num(0.0), expected.nan_to_num(0.0)),
+        "gradient": max(distances.values()),
+    }
+
+
+def gradient(parameter: nn.Parameter) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
+
+
+def distance(found: Tensor, expected: Tensor) -> float:
+    return ((found - expected).norm() / expected.norm()).item()
+
+
+def scan_cost(part: Part) -> dict[str, float]:
+    """Seconds to build the scan's tensors, and to find and apply one sample's order."""
+    config, grid = parts.config_of(part), parts.grid_of(part.grid)
+    patches = patches_of(grid, 2)
+    tokens = torch.arange(len(patches.lat))
+    build = min(timed(lambda: WindScan(patches, tokens)) for _ in range(3))
+    model, _ = parts.models(part)
+    fields, *_ = parts.sample(part, config)
+    x = torch.randn(1, len(tokens), config.model.embed_dim)
+    model.blocks = nn.ModuleList(Unmoved() for _ in model.blocks)
+    with torch.no_grad():
+        sector = model._sectors(fields)
+        once = [
+            min(timed(run) for _ in range(5))
+            for run in (
+                lambda: model._sectors(fields),
+                lambda: model._scan_embedding(sector, x.dtype),
+                lambda: model._transform(x, sector),
+            )
+        ]
+    return {"build": build, "sample": sum(once)}
+
+
+class Unmoved(nn.Module):
+    """A block that does nothing, so that only the way of the tokens costs time."""
+
+    def forward(self, x: Tensor, elevation_km: Tensor) -> Tensor:
+        return x
+
+
+# --- one process after another, and the tables --------------------------------------------------
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="small grids, about a minute")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    parser.add_argument("--only", nargs="+", metavar="SECTION", help=", ".join(sections(False)))
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(one(*json.loads(arguments.one))))
+        return
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, FP32, one sample\n")
+    figures: dict[str, Any] = {}
+    for section, rows in sections(arguments.quick).items():
+        if arguments.only is None or section in arguments.only:
+            figures[section] = {}
+            for name, part in rows.items():
+                figures[section][name] = in_its_own_process("measure", part)
+                print(f"  {section}: {name}: {short(figures[section][name])}", flush=True)
+            if section == "whole":
+                figures["agreement"] = {
+                    name: in_its_own_process("agreement", part)
+                    for name, part in rows.items()
+                    if part.what == "aqnet"
+                }
+    if arguments.only is None or "scan" in arguments.only:
+        for shape in ((64, 128),) if arguments.quick else (ORIGINAL, NATIVE):
+            name = f"scan {shape[0]}x{shape[1]}"
+            figures[name] = in_its_own_process(
+                "scan_cost", Part("aqnet", "whole", shape, window(1024))
+            )
+    print("\n" + tables(figures))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def one(task: str, description: dict[str, Any]) -> dict[str, float]:
+    part = Part(**{**description, "grid": tuple(description["grid"])})
+    limit = int(part.memory * GIB)  # the machine may be shared: fail here, not there
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    run: dict[str, Any] = {"measure": measure, "agreement": agreement, "scan_cost": scan_cost}
+    figures: dict[str, float] = run[task](part)
+    return figures
+
+
+def in_its_own_process(task: str, part: Part) -> dict[str, float]:
+    """Its figures; empty where there was not enough memory or the process failed."""
+    if task == "measure" and part.memory > 16 and available() < part.memory:
+        print(f"  not run: may take {part.memory:.0f} GiB, {available():.0f} GiB are free")
+        return {}
+    description = json.dumps([task, dataclasses.asdict(part)])
+    command = [sys.executable, "-m", "benchmarks.model_step", "--one", description]
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if result.returncode:
+        return {}
+    figures: dict[str, float] = json.loads(result.stdout.splitlines()[-1])
+    return figures
+
+
+def available() -> float:
+    """GiB of memory that a new process can have (Linux)."""
+    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return int(lines["MemAvailable"].split()[0]) * 1024 / GIB
+
+
+def short(row: dict[str, float]) -> str:
+    if not row:
+        return "not run"
+    return f"{row['seconds']:.2f} s, {row['peak_gib']:.2f} GiB"
+
+
+def tables(figures: dict[str, Any]) -> str:
+    """Markdown."""
+    lines = []
+    for section in ("whole", "parts", "step", "native"):
+        if section in figures:
+            lines += section_table(section, figures[section], figures.get("agreement", {}))
+    if "parts" in figures and "step" in figures:
+        lines += comparison(figures["parts"], figures["step"])
+    for name, row in figures.items():
+        if name.startswith("scan ") and row:
+            lines.append(
+                f"{name}: tensors built in {row['build']:.2f} s, "
+                f"one sample {1000 * row['sample']:.1f} ms"
+            )
+    return "\n".join(lines)
+
+
+def section_table(
+    section: str, rows: dict[str, dict[str, float]], agree: dict[str, dict[str, float]]
+) -> list[str]:
+    lines = [
+        f"| {section} | forward s | backward s | both s | peak GiB | of it for the step | TFLOP "
+        "| of matrix rate | us per token | times plain | forecast, gradients |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in rows.items():
+        if not row:
+            lines.append(f"| {name} | not run | | | | | | | | | |")
+            continue
+        share = row["flops"] / row["seconds"] / row["matrix_rate"]
+        plain = rows.get(name.removesuffix(", aqnet") + ", plain")
+        ratio = f"{row['seconds'] / plain['seconds']:.2f}" if plain else ""
+        near = agree.get(name)
+        both = f"{near['forecast']:.0e}, {near['gradient']:.0e}" if near else ""
+        lines.append(
+            f"| {name} | {row['forward']:.2f} | {row['backward']:.2f} | {row['seconds']:.2f} "
+            f"| {row['peak_gib']:.2f} | {row['step_gib']:.2f} | {row['flops'] / 1e12:.2f} "
+            f"| {share:.0%} | {1e6 * row['seconds'] / row['tokens']:.0f} | {ratio} | {both} |"
+        )
+    return [*lines, ""]
+
+
+def comparison(pieces: dict[str, Any], step: dict[str, Any]) -> list[str]:
+    """The step of the original configuration against the plain sum of parts."""
+    needed = [pieces.get(f"{piece}, plain") for piece in ("embedding", "terrain block", "block")]
+    if not all(needed):
+        return ["plain, sum of parts: not run", ""]
+    embedding, terrain, block = (row["seconds"] for row in needed if row)
+    total = embedding + terrain + 5 * block
+    lines = [
+        f"plain, all tokens, sum of parts (head left out): {total:.1f} s = {embedding:.1f} "
+        f"embedding + {terrain:.1f} terrain block + 5 x {block:.1f} block",
+        "",
+    ]
+    for name, row in step.items():
+        if row:
+            lines.append(
+                f"- {name}: {row['seconds']:.1f} s, {total / row['seconds']:.1f} times faster"
+            )
+    return [*lines, ""]
+
+
+if __name__ == "__main__":
+    main()
