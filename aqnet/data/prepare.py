@@ -1,9 +1,11 @@
 """Source files to training stores and statistics.
 
-    python -m aqnet.data.prepare --config configs/eac4.yaml [--workers N] [--dry-run] [key=value]
+    python -m aqnet.data.prepare --config configs/eac4.yaml [--workers N] [--dry-run] [--year Y]
+        [key=value]
 
 Writes one STORES/YEAR.zarr for each year of the split and STORES/statistics.json. What is written
-is kept, so that an interrupted run goes on where it stopped.
+is kept, so that an interrupted run goes on where it stopped. Several at once may write a --year
+each; one without --year after them writes the statistics.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +41,15 @@ BLOCK_HOURS = 5 * store.HOURS_PER_SHARD
 Array = NDArray[Any]
 
 
-def prepare(config: Config, workers: int = 1, dry_run: bool = False) -> None:
+def prepare(
+    config: Config, workers: int = 1, dry_run: bool = False, only: list[int] | None = None
+) -> None:
     """Write the stores of all years of the split, then their statistics.
 
     Args:
         workers: processes, each taking a block of hours at a time.
         dry_run: print the plan and write nothing.
+        only: write the stores of these years, and no statistics.
     Raises:
         AqnetError: the sources lack a year or a variable, are damaged, differ from those of
             stores already there, no cell ever holds a target, or the stores cannot be written.
@@ -61,6 +66,10 @@ def prepare(config: Config, workers: int = 1, dry_run: bool = False) -> None:
         )
     sources = open_sources(config.data)
     years = split.all_years(config.data.split)
+    for year in only or ():
+        if year not in years:
+            raise AqnetError(f"--year: {year} is not in data.split, which has {years}")
+    years = only or years
     for year in years:  # before anything is written
         sources.check_variables(dynamic_names(config.data), _rows(config, sources, year))
     grid = ModelGrid(config, sources)
@@ -68,12 +77,14 @@ def prepare(config: Config, workers: int = 1, dry_run: bool = False) -> None:
     _print_plan(config, grid, years, missing, workers)
     if dry_run:
         return
-    with _alone(Path(config.data.stores)):
+    with _alone(Path(config.data.stores), only):
         if missing:
             mask = _domain(config, grid, workers)
             _refuse_other_masks(config, [year for year in years if year not in missing], mask)
             print(f"prepare: the domain has {int(mask.sum())} of {mask.size} cells", flush=True)
             _write_years(config, grid, missing, mask, workers)
+        if only:
+            return
         path = statistics.write(config, [store.open_store(_path(config, year)) for year in years])
     print(f"prepare: statistics in {path}", flush=True)
 
@@ -202,7 +213,9 @@ def _domain(config: Config, grid: ModelGrid, workers: int) -> Array:
     """The domain mask of the model grid, bool, shape [H, W]; kept beside the stores."""
     mask = grid.domain_file()
     if mask is None:
-        mask = _observed(config, grid, workers)
+        with (Path(config.data.stores) / ".domain.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # one of several at once makes it, the others wait
+            mask = _observed(config, grid, workers)
     if not mask.any():
         raise AqnetError(
             f"{config.data.sources[0].path}: no valid cell: the targets "
@@ -288,20 +301,24 @@ def _print_plan(
 
 
 @contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-    """Keep a second `prepare` out of one output directory."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = (directory / ".prepare.lock").open("w")
-    except OSError as error:
-        raise AqnetError(f"{directory}: cannot write the stores here: {error}") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise AqnetError(
-                f"{directory}: another prepare writes here; wait for it or give another data.stores"
-            ) from None
+def _alone(directory: Path, only: list[int] | None) -> Iterator[None]:
+    """Keep a second `prepare` out of one output directory, or out of these years of it."""
+    locks = {".prepare.lock": fcntl.LOCK_SH if only else fcntl.LOCK_EX}
+    locks |= {f".prepare.{year}.lock": fcntl.LOCK_EX for year in only or ()}
+    with ExitStack() as held:
+        for name, kind in locks.items():
+            try:
+                directory.mkdir(parents=True, exist_ok=True)
+                lock = held.enter_context((directory / name).open("w"))
+            except OSError as error:
+                raise AqnetError(f"{directory}: cannot write the stores here: {error}") from None
+            try:
+                fcntl.flock(lock, kind | fcntl.LOCK_NB)
+            except OSError:
+                raise AqnetError(
+                    f"{directory}: another prepare writes here; wait for it or give another "
+                    "data.stores"
+                ) from None
         yield
 
 
@@ -312,10 +329,13 @@ def main() -> None:
     parser.add_argument("--config", required=True, help="YAML file")
     parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")
     parser.add_argument("--dry-run", action="store_true", help="print the plan, write nothing")
+    parser.add_argument(
+        "--year", type=int, action="append", help="write only this one (or these), no statistics"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_intermixed_args()
     config = configuration.load(arguments.config, arguments.overrides)
-    prepare(config, max(1, arguments.workers), arguments.dry_run)
+    prepare(config, max(1, arguments.workers), arguments.dry_run, arguments.year)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,9 @@ import zarr
 
 from aqnet import config as configs
 from aqnet.data import statistics, store, synthetic
-from aqnet.data.prepare import prepare
+from aqnet.data.prepare import _alone, prepare
 from aqnet.errors import AqnetError
+from tests.data.source_writers import CONFIG, fields, hours, write_zarr
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,38 @@ def test_stores_hold_what_the_source_holds(world: Path, tmp_path: Path):
     before = (tmp_path / "2015.zarr/zarr.json").stat().st_mtime_ns
     prepare(config)  # a second time changes nothing
     assert (tmp_path / "2015.zarr/zarr.json").stat().st_mtime_ns == before
+
+
+def test_years_written_one_by_one_are_those_written_together(tmp_path: Path):
+    for year in (2013, 2014, 2015):
+        path = tmp_path / f"sources/data_{year}_china_masked.zarr"
+        write_zarr(path, hours(year, 60), fields(60, year))
+
+    def folder(name: str) -> configs.Config:
+        data = {"sources": [{"path": f"{tmp_path}/sources/*"}], "stores": str(tmp_path / name)}
+        return configs.from_dict({**CONFIG, "data": CONFIG["data"] | data}, "here")
+
+    whole, parts = folder("whole"), folder("parts")
+    prepare(whole)
+    with _alone(tmp_path / "parts", [2014]):
+        prepare(parts, only=[2013])
+        prepare(parts, only=[2015])
+        with pytest.raises(AqnetError, match="another prepare"):
+            prepare(parts, only=[2014])
+        with pytest.raises(AqnetError, match="another prepare"):
+            prepare(parts)
+    prepare(parts, only=[2014])
+    assert not (tmp_path / "parts/statistics.json").exists()
+    prepare(parts)
+    for name in ("2013.zarr", "2014.zarr", "2015.zarr"):
+        made = [store.open_store(tmp_path / folder / name) for folder in ("whole", "parts")]
+        assert made[0].checksum == made[1].checksum
+    results = [
+        (tmp_path / folder / "statistics.json").read_bytes() for folder in ("whole", "parts")
+    ]
+    assert results[0] == results[1]
+    with pytest.raises(AqnetError, match="2012 is not in data"):
+        prepare(parts, only=[2012])
 
 
 @pytest.mark.parametrize(
