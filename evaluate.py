@@ -16,7 +16,7 @@ from aqnet.checkpoint_files import Loaded
 from aqnet.config import Config
 from aqnet.data.dataset import ForecastDataset, loader, target_fields
 from aqnet.data.sampler import EvaluationSampler
-from aqnet.evaluation import baselines, report, run, table, trained
+from aqnet.evaluation import baselines, forecasts, report, run, table, trained
 from aqnet.model.climax import ClimaX
 
 TIMEOUT_SECONDS = 1800.0
@@ -45,6 +45,13 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of that draw")
     parser.add_argument("--regions", help=".npz of named masks, bool [H, W], scored besides all")
     parser.add_argument("--micro-batch", type=int, default=8, help="input times per forward")
+    parser.add_argument(
+        "--save-forecasts",
+        type=int,
+        default=16,
+        metavar="N",
+        help="keep the forecasts of the first N times in OUTPUT/forecasts.zarr",
+    )
     parser.add_argument("--workers", type=int, default=0, help="loader processes per process")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="data.stores=/other/place"
@@ -70,9 +77,13 @@ def evaluate(options: argparse.Namespace, device: torch.device) -> None:
     scorer = run.Scorer(config, dataset.grid, statistics, simple, dataset.observed, regions)
     rank, size = distributed.rank(), distributed.world_size()
     sampler = EvaluationSampler(len(dataset), options.micro_batch, rank, size)
-    run.score_all(scorer, forecast, loader(dataset, sampler, options.workers), len(dataset))
+    batches = loader(dataset, sampler, options.workers)
+    units = dataset.index.stores[0].units
+    saved = Path(options.output) / "forecasts.zarr"
+    writer = saver(saved, dataset.at(dataset.times[: options.save_forecasts]), statistics)
+    run.score_all(scorer, forecast, batches, len(dataset), writer.write)
     if distributed.is_main():
-        units = dataset.index.stores[0].units
+        forecasts.commit(saved)
         rows = table.rows(scorer, {name: units[name] for name in config.data.targets})
         output = Path(options.output)
         known = facts(options, loaded, config, scorer)
@@ -80,6 +91,13 @@ def evaluate(options: argparse.Namespace, device: torch.device) -> None:
         page = report.write(output, known, rows)
         print(table.skill_table(rows))
         print(f"written: {output / 'metrics.csv'}, metrics.json and {page}", flush=True)
+
+
+def saver(path: Path, dataset: ForecastDataset, statistics: Statistics) -> forecasts.Writer:
+    """What writes the forecasts of the input times of `dataset`; all ranks call."""
+    about = path, dataset.times, dataset.config, dataset.grid
+    distributed.on_main(partial(forecasts.create, *about, dataset.index.stores[0].units))
+    return forecasts.Writer(*about, statistics)
 
 
 def fit(config: Config, dataset: ForecastDataset) -> baselines.Baselines:

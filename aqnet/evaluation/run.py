@@ -150,19 +150,26 @@ def score_all(
     forecast: Callable[[Batch], Tensor],
     loader: DataLoader[Batch],
     total: int,
+    keep: Callable[[Batch, Tensor], None],
 ) -> None:
     """Forecast and score every batch of every rank; the sums come together on rank 0.
 
     Args:
         loader: this rank's batches: batch j of all, in time order, goes to rank j mod world_size.
         total: samples of all ranks, for the progress.
+        keep: called with each batch and its forecast; every rank's calls are over when rank 0
+            returns.
     """
     progress = Progress(total)
     batches = iter(loader)
     count = int(distributed.sum_(torch.tensor(len(loader))))
     for _ in range(-(-count // distributed.world_size())):
         batch = next(batches, None)
-        items = scorer.score(batch, forecast(batch)) if batch is not None else []
+        items = []
+        if batch is not None:
+            values = forecast(batch)
+            items = scorer.score(batch, values)
+            keep(batch, values)
         everyone = distributed.gather_objects(items)
         if everyone is not None:
             for item in (item for row in everyone for item in row):

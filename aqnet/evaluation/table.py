@@ -88,30 +88,33 @@ def write(output: Path, facts: dict[str, Any], table: list[dict[str, Any]]) -> N
     replace_text(output / "metrics.csv", buffer.getvalue())
 
 
+_SHORT = {"persistence": "persist", "climatology": "climat"}
+_SHORT |= {"damped_persistence": "damped", "damped_anomaly": "damp.anom"}
+
+
 def skill_table(table: list[dict[str, Any]]) -> str:
     """RMSE of every forecast and aqnet's skill against the best simple one, as text."""
-    whole = [row for row in table if row["region"] == "all" and row["subset"] == "all"]
     groups: dict[tuple[str, int], dict[str, dict[str, Any]]] = {}
-    for row in whole:
-        key = row["pollutant"], row["lead_time_hours"]
-        groups.setdefault(key, {})[row["forecast"]] = row
-    short = ("aqnet", "persist", "climat", "damped", "damp.anom", "skill vs best simple")
-    lines = [f"{'RMSE':8s}{'unit':8s}{'lead':>5s}" + "".join(f"{name:>10s}" for name in short)]
+    for row in table:
+        if row["region"] == "all" and row["subset"] == "all":
+            key = row["pollutant"], row["lead_time_hours"]
+            groups.setdefault(key, {})[row["forecast"]] = row
+    names = list(dict.fromkeys(name for group in groups.values() for name in group))
+    heads = "".join(f"{_SHORT.get(name, name)[:10]:>11s}" for name in names)
+    lines = [f"{'RMSE':8s}{'unit':8s}{'lead':>5s}{heads}  skill against the best simple one"]
     beaten = 0
-    for (name, lead), group in sorted(groups.items(), key=lambda item: _order(whole, item[0])):
-        errors = "".join(f"{group[forecast]['rmse']:10.2f}" for forecast in FORECASTS)
+    order = list(dict.fromkeys(pollutant for pollutant, _ in groups))
+    for (name, lead), group in sorted(
+        groups.items(), key=lambda x: (order.index(x[0][0]), x[0][1])
+    ):
+        errors = [f"{group[key]['rmse']:11.2f}" if key in group else f"{'-':>11s}" for key in names]
         ours = group["aqnet"]
         skill = ours["skill_best_simple"]
         beaten += skill is not None and skill > 0
-        said = "" if skill is None else f"{skill:10.3f}  {ours['best_simple']}"
-        lines.append(f"{name:8s}{ours['unit']:8s}{lead:4d}h{errors}{said}")
+        said = "" if skill is None else f"  {skill:6.3f}  {ours['best_simple']}"
+        lines.append(f"{name:8s}{ours['unit']:8s}{lead:4d}h{''.join(errors)}{said}")
     lines.append(f"aqnet is better than the best simple forecast in {beaten} of {len(groups)}")
     return "\n".join(lines)
-
-
-def _order(whole: list[dict[str, Any]], key: tuple[str, int]) -> tuple[int, int]:
-    names = list(dict.fromkeys(row["pollutant"] for row in whole))
-    return names.index(key[0]), key[1]
 
 
 def _limits(scorer: Scorer) -> tuple[Values, Values]:

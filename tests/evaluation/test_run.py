@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import xarray
 import yaml
 
 from tests.conftest import run
@@ -18,14 +19,17 @@ def trained(tiny: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def test_results_are_byte_equal_for_1_2_and_3_processes(trained: Path, tmp_path: Path):
-    texts = []
+    texts, saved = [], []
     for processes in (1, 2, 3):
         output = tmp_path / str(processes)
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
         options = ["--checkpoint", str(trained), "--output", str(output), "--max-samples", "43"]
         run(*torchrun, "evaluate.py", *options)
         texts.append((output / "metrics.json").read_bytes())
+        saved.append(xarray.open_zarr(output / "forecasts.zarr").load())
     assert texts[0] == texts[1] == texts[2]
+    assert saved[0].sizes["time"] == 16 and bool(saved[0].pm25.notnull().any(("lat", "lon")).all())
+    assert saved[0].identical(saved[1]) and saved[0].identical(saved[2])
 
 
 def test_other_targets_than_the_checkpoints_are_refused(
