@@ -1,4 +1,5 @@
-"""One source file, NetCDF or Zarr (v2 or v3), with CF attributes applied."""
+"""One source file, NetCDF (also inside a tar archive) or Zarr (v2 or v3), with CF attributes
+applied."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from aqnet.data.caqra import is_archive, member
 from aqnet.errors import AqnetError
 
 _SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
@@ -20,8 +22,13 @@ _UNITS = re.compile(
     r"(second|minute|hour|day)s?\s+since\s+(\d{1,4}-\d{1,2}-\d{1,2})"
     r"(?:[T ](\d{1,2}):(\d{2})(?::(\d{1,2})(?:\.0*)?)?)?(?:\s*(?:Z|UTC|\+00:?00))?"
 )
+# the Copernicus data stores write valid_time since 2024
+TIME_NAMES = ("time", "valid_time")
 # what damaged files make the libraries raise
 _DAMAGE = (OSError, RuntimeError, ValueError, KeyError, TypeError)
+
+
+Floats = NDArray[np.float32] | NDArray[np.float64]
 
 
 class Layout(NamedTuple):
@@ -50,7 +57,7 @@ class SourceFile(Protocol):
     def layout(self, name: str) -> Layout:
         """How a variable is stored."""
 
-    def read(self, name: str, rows: slice | None = None) -> NDArray[np.float64]:
+    def read(self, name: str, rows: slice | None = None) -> Floats:
         """A variable (or rows of its first dimension), unpacked, NaN where missing."""
 
     def times(self) -> NDArray[np.int64]:
@@ -65,7 +72,7 @@ def open_file(path: Path) -> Iterator[SourceFile]:
         AqnetError: it is neither, or damaged.
     """
     if path.is_dir():
-        yield _ZarrStore(path)
+        yield ZarrStore(path)
         return
     try:
         import netCDF4
@@ -74,7 +81,10 @@ def open_file(path: Path) -> Iterator[SourceFile]:
             f"{path}: reading NetCDF needs netCDF4; install it with pip install 'aqnet[convert]'"
         ) from None
     try:
-        dataset = netCDF4.Dataset(str(path))
+        if is_archive(path.parent):
+            dataset = netCDF4.Dataset(path.name, memory=member(path))
+        else:
+            dataset = netCDF4.Dataset(str(path))
     except _DAMAGE as error:
         raise AqnetError(f"{path}: cannot read this file as NetCDF: {error}") from None
     try:
@@ -99,27 +109,28 @@ class _NetCDF:
         chunk = tuple(chunking) if isinstance(chunking, list) else None
         return Layout(tuple(variable.shape), np.dtype(variable.dtype).kind, chunk)
 
-    def read(self, name: str, rows: slice | None = None) -> NDArray[np.float64]:
+    def read(self, name: str, rows: slice | None = None) -> Floats:
         variable = self._dataset.variables[name]
         try:
-            values = variable[...] if rows is None else variable[rows]
-            return np.ma.filled(np.ma.asarray(values).astype(np.float64), np.nan)
+            values = np.ma.asarray(variable[...] if rows is None else variable[rows])
+            return _filled(_floating(values.data), np.ma.getmaskarray(values))
         except _DAMAGE as error:
             raise _unreadable(self.path, name, error) from None
 
     def times(self) -> NDArray[np.int64]:
-        if "time" not in self.dimensions:
-            raise AqnetError(f"{self.path}: the coordinate 'time' is missing")
-        variable = self._dataset.variables["time"]
+        name = _time_name(self)
+        variable = self._dataset.variables[name]
         return _hours(
             self.path,
-            np.atleast_1d(self.read("time")),
+            np.atleast_1d(self.read(name)).astype(np.float64),
             getattr(variable, "units", None),
             getattr(variable, "calendar", "standard"),
         )
 
 
-class _ZarrStore:
+class ZarrStore:
+    """A Zarr store, v2 or v3."""
+
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
@@ -143,29 +154,60 @@ class _ZarrStore:
         array = self._arrays[name]
         return Layout(tuple(array.shape), array.dtype.kind, tuple(array.shards or array.chunks))
 
-    def read(self, name: str, rows: slice | None = None) -> NDArray[np.float64]:
+    def read(self, name: str, rows: slice | None = None) -> Floats:
         array = self._arrays[name]
         try:
             raw = np.asarray(array[...] if rows is None else array[rows])
-            values = raw.astype(np.float64)
         except _DAMAGE as error:
             raise _unreadable(self.path, name, error) from None
         packed = "scale_factor" in array.attrs or "add_offset" in array.attrs
         fill: Any = array.attrs.get("_FillValue")
         if fill is None and packed:
             fill = array.fill_value
+        values = _floating(raw.astype(np.float64) if packed else raw)
         if isinstance(fill, int | float | np.number):  # v3 spells the fill of floats in base64
-            values[raw == fill] = np.nan
+            _filled(values, raw == fill)
         factor: Any = array.attrs.get("scale_factor", 1.0)
         offset: Any = array.attrs.get("add_offset", 0.0)
         return values * float(factor) + float(offset) if packed else values
 
     def times(self) -> NDArray[np.int64]:
-        if "time" not in self._arrays:
-            raise AqnetError(f"{self.path}: the coordinate 'time' is missing")
-        attributes = self._arrays["time"].attrs
-        calendar = str(attributes.get("calendar", "standard"))
-        return _hours(self.path, self.read("time"), self.unit("time"), calendar)
+        name = _time_name(self)
+        calendar = str(self._arrays[name].attrs.get("calendar", "standard"))
+        return _hours(self.path, self.read(name).astype(np.float64), self.unit(name), calendar)
+
+    def lost_chunk(self, name: str) -> str | None:
+        """The key of a chunk without a file whose place in space has one at another time.
+
+        Chunks that are missing everywhere need no file; one that comes and goes was lost.
+        """
+        array = self._arrays[name]
+        shape = array.shards or array.chunks
+        counts = [-(-size // part) for size, part in zip(array.shape, shape, strict=True)]
+        keys = np.empty(counts, dtype=object)
+        for place in np.ndindex(*counts):
+            keys[place] = array.metadata.encode_chunk_key(place)
+        folder = self.path / array.path
+        there = np.vectorize(lambda key: (folder / key).exists(), otypes=[bool])(keys)
+        lost = keys[~there & there.any(axis=0)]
+        return str(lost[0]) if len(lost) else None
+
+
+def _floating(values: NDArray[Any]) -> Floats:
+    """float32 as it is, everything else as float64, in memory of its own."""
+    return values.copy() if values.dtype == np.float32 else values.astype(np.float64)
+
+
+def _filled(values: Floats, missing: NDArray[np.bool_]) -> Floats:
+    values[missing] = np.nan
+    return values
+
+
+def _time_name(file: SourceFile) -> str:
+    for name in TIME_NAMES:
+        if len(file.dimensions.get(name, ("", ""))) <= 1:
+            return name
+    raise AqnetError(f"{file.path}: the coordinate 'time' is missing")
 
 
 def _unreadable(path: Path, name: str, error: BaseException) -> AqnetError:

@@ -1,4 +1,5 @@
-"""Source files (CF NetCDF, AQ_NET2 yearly Zarr) as one view of hourly fields in aqnet's units."""
+"""Source files (CAQRA, CF NetCDF, AQ_NET2 yearly Zarr) as one view of hourly fields in aqnet's
+units."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aqnet.config import STATIC_VARIABLES, Data, Source
-from aqnet.data import units
-from aqnet.data.source_files import SourceFile, open_file
+from aqnet.data import caqra, units
+from aqnet.data.source_files import Floats, SourceFile, ZarrStore, open_file
 from aqnet.errors import AqnetError
 
 Array = NDArray[np.float32]
 
 _MISSING = -999.0  # what older AQ_NET2 stores hold outside China
 _SAME_PLACE = 1e-4  # degrees; coordinates of one grid differ by rounding only
-_LAT_NAMES = ("lat2d", "lat", "latitude", "XLAT")
-_LON_NAMES = ("lon2d", "lon", "longitude", "XLONG")
+LAT_NAMES = ("lat2d", "lat", "latitude", "XLAT")
+LON_NAMES = ("lon2d", "lon", "longitude", "XLONG")
 
 
 def hour_text(hour: int) -> str:
@@ -37,7 +39,7 @@ def coordinates(file: SourceFile) -> tuple[NDArray[np.float64], NDArray[np.float
     Raises:
         AqnetError: the file has no such coordinates, or they hold missing values.
     """
-    lat, lon = (_first_of(file, names) for names in (_LAT_NAMES, _LON_NAMES))
+    lat, lon = (_first_of(file, names) for names in (LAT_NAMES, LON_NAMES))
     if lat.ndim == lon.ndim == 1:
         lat, lon = np.meshgrid(lat, lon, indexing="ij")
     if lat.ndim != 2 or lat.shape != lon.shape:
@@ -53,7 +55,7 @@ def coordinates(file: SourceFile) -> tuple[NDArray[np.float64], NDArray[np.float
 def _first_of(file: SourceFile, names: Sequence[str]) -> NDArray[np.float64]:
     for name in names:
         if name in file.dimensions:
-            return file.read(name)
+            return file.read(name).astype(np.float64)
     raise AqnetError(f"{file.path}: no coordinate {' or '.join(names[1:3])} in the file")
 
 
@@ -86,7 +88,9 @@ class SourceView:
     """
 
     def __init__(self, source: Source, given_units: dict[str, str] | None = None) -> None:
-        """Find the files and read their times and grids.
+        """Find the files and their times.
+
+        Files whose names tell the hour (CAQRA) are opened when they are read, the others at once.
 
         Raises:
             AqnetError: no file, files of two layouts, unreadable files, unsorted or duplicated
@@ -94,24 +98,40 @@ class SourceView:
         """
         self._names, self._given_units = source.names, given_units or {}
         # Path.glob takes no absolute pattern
-        paths = sorted(Path(found) for found in glob.glob(source.path))  # noqa: PTH207
+        paths = sorted(Path(name) for name in glob.glob(source.path, recursive=True))  # noqa: PTH207
         if not paths:
             raise AqnetError(f"data.sources: no file matches {source.path!r}")
         if len({path.is_dir() for path in paths}) > 1:
             raise AqnetError(f"data.sources: {source.path!r} matches both NetCDF files and stores")
+        self._checked: set[Path] = set()  # files whose grid is the first one's
         found = []
-        for path in paths:
-            with open_file(path) as file:
+        for path in caqra.expanded(paths):
+            hour = caqra.hour_of(path)
+            if hour is not None:
+                found.append((np.array([hour]), path))
+                continue
+            with self._open(path) as file:
                 times = file.times()
                 check_times(path, times)
-                self._check_grid(file)
             found.append((times, path))
         found.sort(key=lambda item: int(item[0][0]))
         self.files = tuple(path for _, path in found)
         self._starts = np.cumsum([0, *(len(times) for times, _ in found)])
         self.times = np.concatenate([times for times, _ in found])
         self._check_overlap(found)
+        if not self._checked:
+            with self._open(self.files[0]):
+                pass
         self.noise: Counter[str] = Counter()
+
+    @contextmanager
+    def _open(self, path: Path) -> Iterator[SourceFile]:
+        """A file of this source; the first time, its grid is checked."""
+        with open_file(path) as file:
+            if path not in self._checked:
+                self._check_grid(file)
+                self._checked.add(path)
+            yield file
 
     def _check_grid(self, file: SourceFile) -> None:
         lat, lon = coordinates(file)
@@ -139,21 +159,33 @@ class SourceView:
         return self._names.get(name, name)
 
     def check_variables(self, names: Sequence[str], rows: slice) -> None:
-        """Refuse files of `rows` that lack one of `names` or spell units aqnet cannot read.
+        """Refuse files of `rows` that lack one of `names`, spell units aqnet cannot read or lost a
+        chunk; of files that hold one hour each, only the first is opened.
 
         Raises:
             AqnetError: names the file, the variable and what to do.
         """
         for path, _ in self.pieces(rows):
-            with open_file(path) as file:
+            with self._open(path) as file:
                 for name in names:
                     self._conversion(file, name)
-                    dims = file.dimensions[self.file_name(name)]
-                    if len(dims) != 3:
-                        raise AqnetError(
-                            f"{path}: variable {self.file_name(name)!r} has dimensions {dims}; "
-                            "expected (time, y, x)"
-                        )
+                    self._check_shape(file, name)
+            if caqra.hour_of(path) is not None:
+                return
+
+    def _check_shape(self, file: SourceFile, name: str) -> None:
+        inside = self.file_name(name)
+        where = f"{file.path}: variable {inside!r}"
+        dims = file.dimensions[inside]
+        if len(dims) != 3 and not (len(dims) == 2 and caqra.hour_of(file.path) is not None):
+            raise AqnetError(f"{where} has dimensions {dims}; expected (time, y, x)")
+        if isinstance(file, ZarrStore):
+            lost = file.lost_chunk(inside)
+            if lost is not None:
+                raise AqnetError(
+                    f"{where} has no chunk {lost}, though its place has values at other times; "
+                    "the store is damaged: get it again"
+                )
 
     def read(self, names: Sequence[str], rows: slice) -> Array:
         """Fields of `names` at `times[rows]`, in aqnet's units, NaN where missing.
@@ -169,7 +201,7 @@ class SourceView:
         done = 0
         for path, piece in self.pieces(rows):
             size = piece.stop - piece.start
-            with open_file(path) as file:
+            with self._open(path) as file:
                 for channel, name in enumerate(names):
                     block[done : done + size, channel] = self._field(file, name, piece)
             done += size
@@ -181,23 +213,27 @@ class SourceView:
         Raises:
             AqnetError: the first file lacks it, it depends on time, or its unit is unknown.
         """
-        with open_file(self.files[0]) as file:
+        with self._open(self.files[0]) as file:
             return self._field(file, name, None)
 
     def pieces(self, rows: slice) -> Iterator[tuple[Path, slice]]:
         """The files that hold `times[rows]`, each with its own rows."""
         start, stop, _ = rows.indices(len(self.times))
-        for path, first, after in zip(self.files, self._starts, self._starts[1:], strict=False):
-            low, high = max(start, int(first)), min(stop, int(after))
-            if low < high:
-                yield path, slice(low - int(first), high - int(first))
+        if start >= stop:
+            return
+        first_file = int(np.searchsorted(self._starts, start, side="right")) - 1
+        last_file = int(np.searchsorted(self._starts, stop, side="left"))
+        for at in range(first_file, last_file):
+            first, after = int(self._starts[at]), int(self._starts[at + 1])
+            yield self.files[at], slice(max(start, first) - first, min(stop, after) - first)
 
     def fingerprint(self, rows: slice) -> dict[str, Any]:
         """Which files hold `times[rows]`, and a digest of their names, sizes and times of change,
         by which an edited file is noticed."""
         paths = [path for path, _ in self.pieces(rows)]
         digest = hashlib.sha256()
-        for path in paths:
+        on_disk = [path.parent if caqra.is_archive(path.parent) else path for path in paths]
+        for path in dict.fromkeys(on_disk):
             inside = sorted(path.rglob("*")) if path.is_dir() else [path]
             for file in inside:
                 found = file.stat()
@@ -219,8 +255,15 @@ class SourceView:
 
     def _field(self, file: SourceFile, name: str, rows: slice | None) -> Array:
         factor, offset, unit = self._conversion(file, name)
-        where = f"{file.path}: variable {self.file_name(name)!r}"
-        values = missing_to_nan(file.read(self.file_name(name), rows)) * factor + offset
+        inside = self.file_name(name)
+        where = f"{file.path}: variable {inside!r}"
+        alone = rows is not None and len(file.dimensions[inside]) == 2  # an hour without a time
+        values = file.read(inside, None if alone else rows)
+        values = missing_to_nan(values)
+        if (factor, offset) != (1.0, 0.0):
+            values = values * factor + offset
+        if alone:
+            values = values[None]
         size = () if rows is None else (rows.stop - rows.start,)
         if values.shape != (*size, *self.lat.shape):
             raise AqnetError(
@@ -236,12 +279,13 @@ class SourceView:
                     f"{where} holds {lowest:.4g} ug/m3; a concentration below "
                     f"-{units.PACKING_NOISE} ug/m3 is no packing noise: mark it as missing"
                 )
-        return values.astype(np.float32)
+        return values.astype(np.float32, copy=False)
 
 
-def missing_to_nan(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def missing_to_nan(values: Floats) -> Floats:
     """-999 as NaN."""
-    return np.where(values == _MISSING, np.nan, values)
+    missing = values == _MISSING
+    return np.where(missing, np.nan, values) if missing.any() else values
 
 
 def open_sources(data: Data) -> SourceView:

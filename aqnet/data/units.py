@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,8 +110,8 @@ def conversion(name: str, found: str | None, origin: str) -> Conversion:
 
 
 def without_noise(
-    values: NDArray[np.float64], floor: float = PACKING_NOISE
-) -> tuple[NDArray[np.float64], int, float]:
+    values: NDArray[Any], floor: float = PACKING_NOISE
+) -> tuple[NDArray[Any], int, float]:
     """Concentrations [ug/m3] with packing noise (-`floor` to 0) set to 0.
 
     Returns:

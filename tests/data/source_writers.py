@@ -72,3 +72,65 @@ CONFIG = {
     "model": {"patch": 1, "embed_dim": 8, "num_heads": 2, "depth": 1, "scan": "raster"},
     "train": {"max_steps": 1},
 }
+
+CAQRA = ("pm25", "pm10", "so2", "no2", "co", "o3", "u", "v", "temp", "rh", "psfc")
+CAQRA_UNITS = {"co": "mg/m3", "u": "m/s", "v": "m/s", "temp": "K", "rh": "%", "psfc": "Pa"}
+EARTH_RADIUS = 6370.0  # km, that of WRF
+
+
+def lambert(
+    height: int, width: int, spacing: float = 15.0, north_first: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Latitude, longitude [degrees] and the angle from east to the grid's x [radians] of a Lambert
+    conformal grid, standard parallels 25 and 40 N, centre 35 N 105 E, spacing in km (Snyder 1987,
+    eq. 15-1 to 15-11)."""
+    first, second, origin = np.radians([25.0, 40.0, 35.0])
+
+    def t(lat: float) -> float:
+        return float(np.tan(np.pi / 4 + lat / 2))
+
+    n = np.log(np.cos(first) / np.cos(second)) / np.log(t(second) / t(first))
+    f = EARTH_RADIUS * np.cos(first) * t(first) ** n / n
+    x = (np.arange(width) - (width - 1) / 2) * spacing
+    y = (np.arange(height) - (height - 1) / 2) * spacing
+    x, y = np.meshgrid(x, y[::-1] if north_first else y)
+    down = f / t(origin) ** n - y
+    theta = np.arctan2(x, down)
+    lat = 2 * np.arctan((f / np.hypot(x, down)) ** (1 / n)) - np.pi / 2
+    # east of the central meridian the grid's x points south of east
+    return np.degrees(lat), 105.0 + np.degrees(theta / n), -theta
+
+
+def write_caqra(
+    folder: Path,
+    times: np.ndarray,
+    shape: tuple[int, int] = (9, 13),
+    seed: int = 0,
+    **other: object,
+) -> dict[int, dict[str, np.ndarray]]:
+    """An hourly file for each of `times`, as CAQRA is published; returns the fields of each hour.
+
+    Options: `values(name, hour)` in place of random ones, `grid` (lat, lon), `units`.
+    """
+    import netCDF4
+
+    rng, written = np.random.default_rng(seed), {}
+    lat, lon = other.get("grid") or lambert(*shape, spacing=150.0)[:2]  # type: ignore[misc]
+    for hour in times:
+        stamp = str(np.datetime64(int(hour), "h")).translate(str.maketrans("", "", "-T"))
+        written[int(hour)] = found = {}
+        with netCDF4.Dataset(folder / f"CN-Reanalysis{stamp}.nc", "w") as file:
+            file.createDimension("y", len(lat))
+            file.createDimension("x", lat.shape[1])
+            for name, data in (("lat2d", lat), ("lon2d", lon)):
+                file.createVariable(name, "f4", ("y", "x"))[:] = data
+            for name in CAQRA:
+                field = rng.uniform(1, 50, lat.shape).astype(np.float32)
+                if "values" in other:
+                    field = other["values"](name, int(hour))  # type: ignore[operator]
+                variable = file.createVariable(name, "f4", ("y", "x"), fill_value=-999.0)
+                units = {**CAQRA_UNITS, **other.get("units", {})}  # type: ignore[dict-item]
+                variable.units = units.get(name, "ug/m3")
+                variable[:] = np.ma.masked_invalid(field)
+                found[name] = field
+    return written
