@@ -69,10 +69,10 @@ def sections(quick: bool) -> dict[str, dict[str, Part]]:
         "whole": whole,
         "parts": pieces,
         "step": {
-            "all tokens, global": Part("aqnet", "whole", ORIGINAL),
+            "all tokens, global": Part("aqnet", "whole", ORIGINAL, runs=1),
             "domain tokens, global": Part("aqnet", "whole", ORIGINAL, DOMAIN),
             "domain tokens, window 1,024": Part("aqnet", "whole", ORIGINAL, DOMAIN | window(1024)),
-            "all tokens, window 1,024": Part("aqnet", "whole", ORIGINAL, window(1024)),
+            "all tokens, window 1,024": Part("aqnet", "whole", ORIGINAL, window(1024), runs=1),
             "domain tokens, global, joint, 4 lead times": Part(
                 "aqnet", "whole", ORIGINAL, DOMAIN | JOINT, leads=4
             ),
@@ -183,7 +183,7 @@ def scan_cost(part: Part) -> dict[str, float]:
             for run in (
                 lambda: model._sectors(fields),
                 lambda: model._scan_embedding(sector, x.dtype),
-                lambda: model._transform(x, sector),
+                lambda: model._transform(x, model.elevation_km, sector),
             )
         ]
     return {"build": build, "sample": sum(once)}
