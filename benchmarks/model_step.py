@@ -170,16 +170,16 @@ def scan_cost(part: Part) -> dict[str, float]:
     """Seconds to build the scan's tensors, and to find and apply one sample's order."""
     config, grid = parts.config_of(part), parts.grid_of(part.grid)
     patches = patches_of(grid, 2)
-    tokens = torch.arange(len(patches.lat))
-    build = min(timed(lambda: WindScan(patches, tokens)) for _ in range(3))
     model, _ = parts.models(part)
+    tokens = model.tokens
+    build = min(timed(lambda: WindScan(patches, tokens)) for _ in range(3))
     fields, *_ = parts.sample(part, config)
     x = torch.randn(1, len(tokens), config.model.embed_dim)
     model.blocks = nn.ModuleList(Unmoved() for _ in model.blocks)
     with torch.no_grad():
         sector = model._sectors(fields)
         once = [
-            min(timed(run) for _ in range(5))
+            min(timed(run) for _ in range(7))
             for run in (
                 lambda: model._sectors(fields),
                 lambda: model._scan_embedding(sector, x.dtype),
@@ -224,11 +224,11 @@ def main() -> None:
                     if part.what == "aqnet"
                 }
     if arguments.only is None or "scan" in arguments.only:
-        for shape in ((64, 128),) if arguments.quick else (ORIGINAL, NATIVE):
-            name = f"scan {shape[0]}x{shape[1]}"
-            figures[name] = in_its_own_process(
-                "scan_cost", Part("aqnet", "whole", shape, window(1024))
-            )
+        for grid in ((64, 128),) if arguments.quick else (ORIGINAL, NATIVE):
+            for tokens in ("all", "domain"):
+                part = Part("aqnet", "whole", grid, window(1024) | {"tokens": tokens})
+                name = f"scan {grid[0]}x{grid[1]}, {tokens} tokens"
+                figures[name] = in_its_own_process("scan_cost", part)
     print("\n" + tables(figures))
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
