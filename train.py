@@ -29,6 +29,7 @@ from aqnet.model.climax import ClimaX
 from aqnet.run_directory import RunDirectory, keep_config
 from aqnet.training import loop
 from aqnet.training.loss import loss_sums
+from aqnet.training.maps import Examples
 from aqnet.training.step import forward
 
 
@@ -152,6 +153,7 @@ def assemble(
             "data_checksums": checksums,
             "grid": train_data.grid.summary(),
         },
+        examples=examples(validation_data, config.validation.maps),
     )
     run.validate = partial(
         validate,
@@ -163,6 +165,15 @@ def assemble(
         config,
     )
     return run
+
+
+def examples(dataset: ForecastDataset, number: int) -> Examples | None:
+    """The validation items of which rank 0 draws maps."""
+    if number == 0 or not distributed.is_main():
+        return None
+    few = dataset.thinned(number)
+    items = collate([few[item] for item in range(len(few))])
+    return Examples(items, bool(dataset.grid.lat[0, 0] < dataset.grid.lat[-1, 0]))
 
 
 def first_weights(config: Config) -> Loaded | None:

@@ -205,12 +205,14 @@ def wrap(model: nn.Module) -> nn.Module:
     with warnings.catch_warnings():
         # torch 2.13 says that the name will change, but its successor still sends buffers once
         warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
-        return DistributedDataParallel(
+        wrapped = DistributedDataParallel(
             model,
             device_ids=[device.index] if device.type == "cuda" else None,
             gradient_as_bucket_view=True,
             broadcast_buffers=False,
         )
+    wrapped._set_ddp_runtime_logging_sample_rate(1)  # for `exchange_seconds`
+    return wrapped
 
 
 def no_sync(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
@@ -218,6 +220,19 @@ def no_sync(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
     if isinstance(model, DistributedDataParallel):
         return model.no_sync()
     return contextlib.nullcontext()
+
+
+def exchange_seconds(model: nn.Module) -> float:
+    """How long the last backward, its own work done, still waited for gradients to be exchanged.
+
+    That includes waiting for slower ranks. Call after a backward outside `no_sync`.
+    """
+    if not isinstance(model, DistributedDataParallel) or model.logger is None:
+        return 0.0
+    model.logger.set_runtime_stats_and_log()  # torch itself looks only at the next forward
+    measured = model._get_ddp_logging_data()
+    whole = measured.get("backward_comm_time", 0)
+    return float(whole - measured.get("backward_compute_comm_overlap_time", 0)) / 1e9
 
 
 def _fresh(store: dist.Store, rank_: int, size: int, timeout: datetime.timedelta) -> dist.Store:

@@ -99,6 +99,22 @@ def test_gradients_are_averaged_once_per_step():
     on_two(accumulate)
 
 
+def wait_for_a_slow_rank() -> None:
+    wrapped = distributed.wrap(torch.nn.Linear(3, 1))
+    for delay in (0.0, 0.6):
+        forecast = wrapped(torch.ones(1, 3)).sum()
+        time.sleep(delay * distributed.rank())
+        forecast.backward()
+        waited = distributed.exchange_seconds(wrapped)
+        assert waited >= 0
+        if delay and distributed.rank() == 0:
+            assert waited > 0.3
+
+
+def test_waiting_for_the_gradients_of_a_slow_rank_is_measured():
+    on_two(wait_for_a_slow_rank)
+
+
 def threads() -> list[str]:
     return [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
 

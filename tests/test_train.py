@@ -77,6 +77,24 @@ def test_two_processes_and_one_with_twice_the_micro_batch_give_the_same_losses(
     assert one.keys() == two.keys() == set(range(1, 21))
     assert [two[step] for step in two] == pytest.approx([one[step] for step in one], rel=1e-5)
     assert one[20] < one[1]
+    assert_time_adds_up(tmp_path / "one")
+    assert_time_adds_up(tmp_path / "two")
+
+
+def assert_time_adds_up(run_dir: Path) -> None:
+    """All but 5 % of the wall time has a name, and none is counted twice."""
+    records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    walls = [(1.0 / row["items_per_second"], row) for row in records if "time/forward" in row]
+    assert all(row["time/communication"] > 0 or "two" not in run_dir.name for _, row in walls)
+    other = sum(wall * row["time/other"] for wall, row in walls)
+    named = sum(
+        wall * value
+        for wall, row in walls
+        for key, value in row.items()
+        if key.startswith("time/") and key != "time/other"
+    )
+    total = sum(wall for wall, _ in walls)
+    assert 0.95 * total < named <= 1.0001 * total, (named / total, other / total)
 
 
 @pytest.mark.parametrize("processes", [1, 2])

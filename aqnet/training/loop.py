@@ -18,9 +18,11 @@ from aqnet.batch import Batch
 from aqnet.checkpoint import Checkpoints, Loaded
 from aqnet.config import Config, to_yaml
 from aqnet.errors import AqnetError
+from aqnet.training.maps import Examples
 from aqnet.training.optimizer import MovingAverage, make_optimizer, set_learning_rate
+from aqnet.training.progress import Progress, is_finished
 from aqnet.training.reporter import Reporter
-from aqnet.training.step import Trainee, optimizer_step, warm_up
+from aqnet.training.step import Trainee, check_ranks_agree, forward, optimizer_step, warm_up
 from aqnet.training.telemetry import Stopwatch, Telemetry
 
 # `validate(stop)`: scalars of the model as it is, "validation/loss" among them; None if stopped
@@ -49,35 +51,6 @@ class Sampler(Protocol):
 
 
 @dataclass
-class Progress:
-    """Where a run stands; what its checkpoints carry besides tensors.
-
-    Attributes:
-        global_step: optimizer steps made, skipped ones included.
-        epoch, items_consumed: position in the data.
-        best_metric: lowest validation loss so far; validated_step: where it was last validated.
-        validations_since_best: for early stopping.
-        bad_steps, bad_steps_in_a_row: skipped steps, ever and lately.
-        seconds: time spent in training, restarts included.
-    """
-
-    global_step: int = 0
-    epoch: int = 0
-    items_consumed: int = 0
-    best_metric: float | None = None
-    validated_step: int = 0
-    validations_since_best: int = 0
-    bad_steps: int = 0
-    bad_steps_in_a_row: int = 0
-    seconds: float = 0.0
-
-    @classmethod
-    def of(cls, state: dict[str, Any]) -> Progress:
-        """From the state of a checkpoint."""
-        return cls(**{name: state[name] for name in asdict(cls()) if name in state})
-
-
-@dataclass
 class Run:
     """Everything one training run consists of; `start` makes it.
 
@@ -85,6 +58,7 @@ class Run:
         constants: config, statistics and data checksums, written into every checkpoint.
         loader: whole micro-batches of this rank from the sampler's position on.
         empty: a batch without a valid cell.
+        examples: what maps are drawn of at validations, on rank 0; drawn_at: the last step of it.
         after_each_step: the profiler's, if any.
     """
 
@@ -101,6 +75,8 @@ class Run:
     checkpoints: Checkpoints
     directory: Directory
     constants: dict[str, Any]
+    examples: Examples | None = None
+    drawn_at: int = 0
     after_each_step: Callable[[], None] = lambda: None
 
 
@@ -138,18 +114,6 @@ def start(
     return Run(config, trainee, average, progress, telemetry, reporter, **parts)
 
 
-def is_finished(config: Config, progress: Progress) -> bool:
-    """Whether the run has reached one of its limits."""
-    train = config.train
-    reached = (
-        (train.max_steps, progress.global_step),
-        (train.max_epochs, progress.epoch),
-        (train.max_hours, progress.seconds / 3600),
-        (train.patience, progress.validations_since_best),
-    )
-    return any(limit is not None and value >= limit for limit, value in reached)
-
-
 def fit(run: Run) -> str:
     """Train until a limit is reached or a stop is asked for; returns the run's new status.
 
@@ -164,6 +128,7 @@ def fit(run: Run) -> str:
     run.trainee.parallel.train()
     warm_up(run.trainee, run.empty)
     run.checkpoints.reserve(*_tensors(run))
+    run.trainee.stopwatch.shares()  # the start is no part of the steps
     stopped = _after_step(run, saved=True) if progress.global_step else False
     while not stopped and not is_finished(run.config, progress):
         stopped = _epoch(run)
@@ -209,7 +174,8 @@ def _step(run: Run, batches: Iterator[Batch], items: int, micro_steps: int, elap
     if result.updated:
         progress.bad_steps_in_a_row = 0
         if run.average is not None:
-            run.average.update()
+            with run.trainee.stopwatch.part("optimizer"):
+                run.average.update()
     else:
         _count_bad_step(run, result.loss, result.norm, result.times)
     run.reporter.step(progress.global_step, items, result, rate)
@@ -226,7 +192,7 @@ def _after_step(run: Run, saved: bool) -> bool:
     """
     config, progress, step = run.config, run.progress, run.progress.global_step
     if step % config.train.checksum_every == 0:
-        _check_ranks_agree(run)
+        check_ranks_agree(run.trainee, step)
     ends = is_finished(config, progress)
     due = step % config.validation.every == 0 or ends
     if due and progress.validated_step != step:
@@ -249,6 +215,8 @@ def _validate(run: Run) -> float | None:
         model.eval()
         with torch.inference_mode(), run.trainee.stopwatch.part("validation"):
             values = run.validate(stop)
+            if values is not None and run.examples is not None:
+                _draw_maps(run, run.examples)
         model.train()
     if values is None:
         return None
@@ -261,6 +229,18 @@ def _validate(run: Run) -> float | None:
         progress.validations_since_best += 1
     run.reporter.validation(progress.global_step, values)
     return metric
+
+
+def _draw_maps(run: Run, examples: Examples) -> None:
+    """Maps of the example items, where training has grown by a quarter since the last ones.
+
+    At every validation of a long run they would fill gigabytes.
+    """
+    step = run.progress.global_step
+    if step >= 1.25 * run.drawn_at or is_finished(run.config, run.progress):
+        run.drawn_at = step
+        forecast = forward(run.trainee, run.trainee.model, examples.batch)
+        run.reporter.maps(step, forecast.float().cpu(), examples)
 
 
 def _tensors(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -291,29 +271,3 @@ def _count_bad_step(run: Run, loss: float, norm: float, times: list[int]) -> Non
             f"{run.directory.path / 'metrics.jsonl'}. Lower train.learning_rate, or look at "
             "those hours with python -m aqnet.data.inspect"
         )
-
-
-def _check_ranks_agree(run: Run) -> None:
-    """Compare a checksum of every parameter's bits over the ranks.
-
-    Raises:
-        AqnetError: the ranks have come apart; they and the first tensor are named.
-    """
-    names = [name for name, _ in run.trainee.model.named_parameters()]
-    sums = torch.stack(
-        [
-            value.detach().contiguous().view(torch.int32).sum()
-            for value in run.trainee.model.parameters()
-        ]
-    )
-    everyone = distributed.gather_objects(sums.tolist())
-    if everyone is None:
-        return
-    for name, row in zip(names, zip(*everyone, strict=True), strict=True):
-        apart = [str(rank) for rank, value in enumerate(row) if value != row[0]]
-        if apart:
-            raise AqnetError(
-                f"step {run.progress.global_step}: rank {', '.join(apart)} and rank 0 have other "
-                f"parameters, first in {name}; continue from a checkpoint, and suspect the "
-                "hardware or the network of those ranks"
-            )

@@ -5,12 +5,15 @@ from __future__ import annotations
 import resource
 import sys
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from aqnet.config import Config
 from aqnet.training.loss import loss_weights
+from aqnet.training.maps import Examples, mosaic
 from aqnet.training.step import StepResult
 from aqnet.training.telemetry import Stopwatch, Telemetry
 
@@ -40,11 +43,12 @@ class Reporter:
             "train/skipped_steps": float(self._skipped),
             **self._speed(),
         }
-        self._telemetry.scalars(step, values)
-        shown = ("train/loss", "train/learning_rate", "items_per_second")
-        brief = {name.removeprefix("train/"): values[name] for name in shown}
-        shares = {name: value for name, value in values.items() if name.startswith("time/")}
-        self._telemetry.progress(step, {**brief, **shares})
+        with self._stopwatch.part("telemetry"):
+            self._telemetry.scalars(step, values)
+            shown = ("train/loss", "train/learning_rate", "items_per_second")
+            brief = {name.removeprefix("train/"): values[name] for name in shown}
+            shares = {name: value for name, value in values.items() if name.startswith("time/")}
+            self._telemetry.progress(step, {**brief, **shares})
         self._forget()
 
     def validation(self, step: int, values: Mapping[str, float]) -> None:
@@ -55,6 +59,17 @@ class Reporter:
         if skills:
             line += f"  mean skill against persistence {sum(skills) / len(skills):.3f}"
         self._telemetry.say(line)
+
+    def maps(self, step: int, forecast: Tensor, examples: Examples) -> None:
+        """Draw `forecast` [B, K, T, H, W] of the example items beside their truth."""
+        batch = examples.batch
+        truth = torch.where(batch.mask, batch.targets, torch.nan)
+        for item, time in enumerate(batch.time.tolist()):
+            for column, target in enumerate(self._config.data.targets):
+                ours, real = (values[item, :, column].numpy() for values in (forecast, truth))
+                name = f"maps/{target}/{np.datetime64(time, 'h')}"
+                draw = partial(mosaic, ours, real, examples.south_first)
+                self._telemetry.picture(step, name, draw)
 
     def bad_step(self, step: int, loss: float, norm: float, times: list[list[int]]) -> None:
         """Report a skipped step with its items' input times."""

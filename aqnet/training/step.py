@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from aqnet import distributed
 from aqnet.batch import Batch
 from aqnet.config import Config
+from aqnet.errors import AqnetError
 from aqnet.training.loss import loss_sums, loss_weights
 from aqnet.training.telemetry import Stopwatch
 
@@ -125,16 +127,18 @@ def _accumulate(
             batch = next(batches)
             times += torch.where(batch.mask.any((1, 2, 3, 4)), batch.time, -1).tolist()
             batch = batch.to(trainee.device)
-        seed_micro_batch(trainee.config.seed, step, micro_step)
         last = micro_step == micro_steps - 1
         with contextlib.nullcontext() if last else distributed.no_sync(trainee.parallel):
             with watch.part("forward"):
+                seed_micro_batch(trainee.config.seed, step, micro_step)
                 forecast = forward(trainee, trainee.parallel, batch)
                 errors, cells = loss_sums(forecast, batch, trainee.config)
             with watch.part("backward"):
                 (errors * trainee.weights).sum().backward()
-        totals += torch.stack([errors.detach().double(), cells.double()])
-    errors, cells = totals.cpu().flatten(1)
+                totals += torch.stack([errors.detach().double(), cells.double()])
+    with watch.part("backward"):  # on a GPU, here is where its work is waited for
+        errors, cells = totals.cpu().flatten(1)
+    watch.move(distributed.exchange_seconds(trainee.parallel), "backward", "communication")
     return errors, cells, times
 
 
@@ -149,3 +153,27 @@ def _scale_and_clip(trainee: Trainee, factor: float) -> float:
     norm = torch.nn.utils.get_total_norm(gradients)
     torch.nn.utils.clip_grads_with_norm_(present, trainee.config.train.clip_norm, norm)
     return float(norm)
+
+
+def check_ranks_agree(trainee: Trainee, step: int) -> None:
+    """Compare a checksum of every parameter's bits over the ranks; all of them must call.
+
+    Raises:
+        AqnetError: the ranks have come apart; those unlike most and the first tensor are named.
+            Rank 0 raises; the others learn of it at their next collective.
+    """
+    names = [name for name, _ in trainee.model.named_parameters()]
+    bits = [value.detach().contiguous().view(torch.int32) for value in trainee.model.parameters()]
+    sums = torch.stack([value.sum() for value in bits])
+    everyone = distributed.gather_objects(sums.tolist())
+    if everyone is None:
+        return
+    for name, row in zip(names, zip(*everyone, strict=True), strict=True):
+        (usual, _), *others = Counter(row).most_common()
+        if others:
+            apart = [str(rank) for rank, value in enumerate(row) if value != usual]
+            raise AqnetError(
+                f"step {step}: the parameters of rank {', '.join(apart[:8])} are not those of the "
+                f"other ranks ({len(apart)} of {len(row)} differ), first in {name}; continue from "
+                "a checkpoint, and suspect the hardware or the network of those ranks"
+            )

@@ -7,12 +7,15 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from aqnet.checkpoint_files import replace_text
 
@@ -34,6 +37,11 @@ class Stopwatch:
         finally:
             spent = time.perf_counter() - start
             self._seconds[name] = self._seconds.get(name, 0.0) + spent
+
+    def move(self, seconds: float, source: str, target: str) -> None:
+        """Count `seconds` that were spent inside the part `source` as `target`'s."""
+        self._seconds[source] = self._seconds.get(source, 0.0) - seconds
+        self._seconds[target] = self._seconds.get(target, 0.0) + seconds
 
     def shares(self) -> tuple[float, dict[str, float]]:
         """Wall seconds since the last call and each part's share, `other` included; restarts."""
@@ -71,6 +79,8 @@ class Telemetry:
         _keep_until(path, first_step)
         self._file = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+        self._painter = ThreadPoolExecutor(1, "pictures")
+        self._drawn: list[Future[None]] = []
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """One line of `metrics.jsonl` (a non-finite value is null) and one point per name."""
@@ -91,6 +101,15 @@ class Telemetry:
         """A text in TensorBoard, such as the resolved config."""
         if self._active:
             self._board.add_text(name, f"```\n{text}\n```")
+
+    def picture(self, step: int, name: str, draw: Callable[[], NDArray[np.uint8]]) -> None:
+        """A picture [pixels, pixels, 3] in TensorBoard, drawn in the background."""
+
+        def add() -> None:
+            self._board.add_image(name, draw(), step, dataformats="HWC")
+
+        if self._active:
+            self._drawn.append(self._painter.submit(add))
 
     def say(self, line: str) -> None:
         """One line on the terminal."""
@@ -116,8 +135,11 @@ class Telemetry:
         self.say("  ".join([f"step {step}{of}", *plain, *shares]))
 
     def close(self) -> None:
-        """Flush and close the files."""
+        """Wait for pictures, flush and close the files; an error of drawing comes up here."""
         if self._active:
+            self._painter.shutdown()
+            for drawn in self._drawn:
+                drawn.result()
             self._board.close()
             self._file.close()
         if self._bar is not None:
