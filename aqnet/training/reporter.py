@@ -36,8 +36,10 @@ class Reporter:
             self._skipped += 1
         if step % self._config.train.log_every:
             return
+        with self._stopwatch.part("telemetry"):
+            losses = self._losses()
         values = {
-            **self._losses(),
+            **losses,
             "train/gradient_norm": result.norm,
             "train/learning_rate": rate,
             "train/skipped_steps": float(self._skipped),
