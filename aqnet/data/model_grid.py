@@ -1,9 +1,8 @@
-"""Source fields on the model grid."""
+"""Source fields on the model grid: winds turned, resampled, padded to whole patches."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +11,13 @@ from numpy.typing import NDArray
 
 from aqnet.batch import Grid
 from aqnet.config import STATIC_VARIABLES, Config
+from aqnet.data.resample import Resampler
 from aqnet.data.sources import SourceView
+from aqnet.data.static_fields import StaticFile
+from aqnet.data.winds import grid_angle, to_earth
 from aqnet.errors import AqnetError
+
+_COUNTS = ("population",)  # added up where cells are joined, not averaged
 
 Array = NDArray[Any]
 
@@ -26,37 +30,70 @@ class ModelGrid:
     """
 
     def __init__(self, config: Config, sources: SourceView) -> None:
+        """
+        Raises:
+            AqnetError: `data.winds` is grid and u or v is missing from `data.variables`.
+        """
         self._data, self._patch, self.sources = config.data, config.model.patch, sources
-        padded = tuple(-(-size // self._patch) * self._patch for size in sources.lat.shape)
-        lat, lon = (_extrapolated(values, padded) for values in (sources.lat, sources.lon))
+        self._resampler: Resampler | None = None
+        self._lat, self._lon = sources.lat, sources.lon  # without padding
+        if config.data.resample != "none":
+            assert config.data.shape is not None
+            self._resampler = Resampler(
+                config.data.resample, sources.lat, sources.lon, config.data.shape
+            )
+            self._lat, self._lon = self._resampler.lat, self._resampler.lon
+        padded = tuple(-(-size // self._patch) * self._patch for size in self._lat.shape)
+        lat, lon = (_extrapolated(values, padded) for values in (self._lat, self._lon))
         self.lat, self.lon = np.clip(lat, -90, 90), lon
+        self._angle: Array | None = None
+        if config.data.winds == "grid":
+            if len({"u", "v"} & set(config.data.variables)) == 1:
+                raise AqnetError(
+                    "data.winds is grid: data.variables needs both u and v to turn them"
+                )
+            self._angle = grid_angle(sources.lat, sources.lon)
 
     def read(self, names: Sequence[str], rows: slice) -> NDArray[np.float32]:
         """Fields of `names` at `sources.times[rows]`, float32 [rows, len(names), H, W]; see
         `SourceView.read`."""
-        return self._padded(self.sources.read(names, rows))
+        block = self.sources.read(names, rows)
+        if self._angle is not None and "u" in names:
+            u, v = names.index("u"), names.index("v")
+            block[:, u], block[:, v] = to_earth(block[:, u], block[:, v], self._angle)
+        return self._padded(block if self._resampler is None else self._resampler.mean(block))
 
     def domain_file(self) -> NDArray[np.bool_] | None:
         """The domain mask of `data.mask_file`, shape [H, W], None where the config names none."""
         if self._data.mask_file is None:
             return None
-        found = self._array_file(self._data.mask_file, "data.mask_file") > 0
-        return self._padded(found, False)
+        file = StaticFile(self._data.mask_file, "data.mask_file", "mask")
+        if file.on_grid_of(self._lat, self._lon):
+            mask = file.values > 0
+        elif file.on_grid_of(self.sources.lat, self.sources.lon) and self._resampler is not None:
+            mask = self._resampler.mask(file.values > 0)
+        else:
+            inside = (file.values > 0).astype(np.float64)  # outside the file is outside the domain
+            file.values = inside
+            mask = file.regridded(self._lat, self._lon, counts=False) >= 0.5
+        return self._padded(mask, False)
 
     def grid(self, mask: NDArray[np.bool_]) -> tuple[Grid, dict[str, Array]]:
-        """The grid and the static fields among `data.variables`, by name."""
+        """The grid and the static fields among `data.variables`, by name.
+
+        Raises:
+            AqnetError: a static field cannot be read, or has no value inside the mask.
+        """
         static: dict[str, Array] = {}
         for name in STATIC_VARIABLES:
             if name not in self._data.variables:
                 continue
             if name in ("lat2d", "lon2d"):
                 static[name] = (self.lat if name == "lat2d" else self.lon).astype(np.float32)
-            elif name in self._data.static_files:
-                path = self._data.static_files[name]
-                values = self._array_file(path, f"data.static_files.{name}")
-                static[name] = self._padded(values.astype(np.float32))
-            else:
-                static[name] = self._padded(self.sources.static(name))
+                continue
+            static[name] = self._padded(self._static(name).astype(np.float32))
+            if not np.isfinite(static[name][mask]).any():
+                raise AqnetError(f"{name!r} has no value inside the domain; check its grid")
         elevation = static.get("elevation")
         grid = Grid(
             lat=torch.from_numpy(self.lat),
@@ -66,17 +103,22 @@ class ModelGrid:
         )
         return grid, static
 
-    def _array_file(self, path: str, key: str) -> Array:
-        shape = self.sources.lat.shape
-        if Path(path).suffix != ".npy":
-            raise AqnetError(f"{key}: {path}: expected a .npy file on the grid of the source")
-        try:
-            values: Array = np.load(path, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise AqnetError(f"{key}: {path}: cannot read this file: {error}") from None
-        if values.shape != shape:
-            raise AqnetError(f"{key}: {path} has shape {values.shape}; the source has {shape}")
-        return values
+    def _static(self, name: str) -> Array:
+        """A static field on the model grid without padding."""
+        counts = name in _COUNTS
+        if name in self._data.static_files:
+            path, key = self._data.static_files[name], f"data.static_files.{name}"
+            file = StaticFile(path, key, name, self._data.units.get(name))
+            if file.on_grid_of(self._lat, self._lon):
+                return file.values
+            if not file.on_grid_of(self.sources.lat, self.sources.lon):
+                return file.regridded(self._lat, self._lon, counts)
+            values = file.values
+        else:
+            values = self.sources.static(name)
+        if self._resampler is None:
+            return values
+        return self._resampler.total(values) if counts else self._resampler.mean(values)
 
     def _padded(self, values: Array, fill: Any = np.nan) -> Array:
         """`values` [..., H, W] with rows and columns of `fill` up to a multiple of the patch."""

@@ -54,16 +54,6 @@ def prepare(
         AqnetError: the sources lack a year or a variable, are damaged, differ from those of
             stores already there, no cell ever holds a target, or the stores cannot be written.
     """
-    if config.data.resample != "none":
-        raise AqnetError(
-            f"data.resample is {config.data.resample!r}; prepare keeps the native grid only: set "
-            "data.resample: none and leave data.shape out"
-        )
-    if config.data.winds != "earth":
-        raise AqnetError(
-            "data.winds is 'grid'; prepare does not rotate winds yet: give winds relative to the "
-            "earth and set data.winds: earth"
-        )
     sources = open_sources(config.data)
     years = split.all_years(config.data.split)
     for year in only or ():
@@ -78,10 +68,10 @@ def prepare(
     if dry_run:
         return
     with _alone(Path(config.data.stores), only):
+        mask = _domain(config, grid, workers)
+        _refuse_other_masks(config, [year for year in years if year not in missing], mask)
+        print(f"prepare: the domain has {int(mask.sum())} of {mask.size} cells", flush=True)
         if missing:
-            mask = _domain(config, grid, workers)
-            _refuse_other_masks(config, [year for year in years if year not in missing], mask)
-            print(f"prepare: the domain has {int(mask.sum())} of {mask.size} cells", flush=True)
             _write_years(config, grid, missing, mask, workers)
         if only:
             return
@@ -178,8 +168,20 @@ def _origin(config: Config, sources: SourceView, rows: slice) -> dict[str, Any]:
         "units": dict(config.data.units),
         "rows": rows.stop - rows.start,
         "patch": config.model.patch,
+        "resample": config.data.resample,
+        "shape": None if config.data.shape is None else list(config.data.shape),
+        "winds": config.data.winds,
+        "static_files": {name: _digest(file) for name, file in config.data.static_files.items()},
         "dtype": config.data.dtype,
     }
+
+
+def _digest(path: str) -> str:
+    """Of a static file's name, size and time of change; "" for a store, which is a directory."""
+    found = Path(path)
+    if not found.is_file():
+        return found.name
+    return f"{found.name} {found.stat().st_size} {found.stat().st_mtime_ns}"
 
 
 def _is_complete(config: Config, sources: SourceView, year: int) -> bool:

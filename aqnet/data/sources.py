@@ -23,7 +23,7 @@ from aqnet.errors import AqnetError
 Array = NDArray[np.float32]
 
 _MISSING = -999.0  # what older AQ_NET2 stores hold outside China
-_SAME_PLACE = 1e-4  # degrees; coordinates of one grid differ by rounding only
+SAME_PLACE = 1e-4  # degrees; coordinates of one grid differ by rounding only
 LAT_NAMES = ("lat2d", "lat", "latitude", "XLAT")
 LON_NAMES = ("lon2d", "lon", "longitude", "XLONG")
 
@@ -141,8 +141,8 @@ class SourceView:
         where = f"{file.path}: the grid differs from that of {self._grid_of}"
         if lat.shape != self.lat.shape:
             raise AqnetError(f"{where}: shape {lat.shape}, expected {self.lat.shape}")
-        if abs(lat - self.lat).max() > _SAME_PLACE or abs(lon - self.lon).max() > _SAME_PLACE:
-            reversed_ = abs(lat[::-1] - self.lat).max() <= _SAME_PLACE
+        if abs(lat - self.lat).max() > SAME_PLACE or abs(lon - self.lon).max() > SAME_PLACE:
+            reversed_ = abs(lat[::-1] - self.lat).max() <= SAME_PLACE
             reason = "latitude runs the other way" if reversed_ else "other coordinates"
             raise AqnetError(f"{where}: {reason}; bring all files to one grid")
 

@@ -79,11 +79,12 @@ EARTH_RADIUS = 6370.0  # km, that of WRF
 
 
 def lambert(
-    height: int, width: int, spacing: float = 15.0, north_first: bool = False
+    height: int, width: int, spacing: float | tuple[float, float] = 15.0, north_first: bool = False
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Latitude, longitude [degrees] and the angle from east to the grid's x [radians] of a Lambert
-    conformal grid, standard parallels 25 and 40 N, centre 35 N 105 E, spacing in km (Snyder 1987,
-    eq. 15-1 to 15-11)."""
+    conformal grid, standard parallels 25 and 40 N, centre 35 N 105 E, spacing in km, or (along y,
+    along x) (Snyder 1987, eq. 15-1 to 15-11)."""
+    down, across = spacing if isinstance(spacing, tuple) else (spacing, spacing)
     first, second, origin = np.radians([25.0, 40.0, 35.0])
 
     def t(lat: float) -> float:
@@ -91,12 +92,12 @@ def lambert(
 
     n = np.log(np.cos(first) / np.cos(second)) / np.log(t(second) / t(first))
     f = EARTH_RADIUS * np.cos(first) * t(first) ** n / n
-    x = (np.arange(width) - (width - 1) / 2) * spacing
-    y = (np.arange(height) - (height - 1) / 2) * spacing
+    x = (np.arange(width) - (width - 1) / 2) * across
+    y = (np.arange(height) - (height - 1) / 2) * down
     x, y = np.meshgrid(x, y[::-1] if north_first else y)
-    down = f / t(origin) ** n - y
-    theta = np.arctan2(x, down)
-    lat = 2 * np.arctan((f / np.hypot(x, down)) ** (1 / n)) - np.pi / 2
+    south = f / t(origin) ** n - y
+    theta = np.arctan2(x, south)
+    lat = 2 * np.arctan((f / np.hypot(x, south)) ** (1 / n)) - np.pi / 2
     # east of the central meridian the grid's x points south of east
     return np.degrees(lat), 105.0 + np.degrees(theta / n), -theta
 

@@ -82,7 +82,6 @@ def test_years_written_one_by_one_are_those_written_together(tmp_path: Path):
     ("data", "words"),
     [
         ({"sources": [{"path": "nowhere/*.zarr"}]}, "nowhere"),
-        ({"winds": "grid"}, "data.winds"),
         ({"split": {"train": ["2014"], "validation": ["2015"], "test": ["2015"]}}, "2014"),
     ],
 )
