@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from aqnet import checkpoint_files, distributed, errors
-from aqnet.batch import Statistics
+from aqnet.batch import Batch, Statistics
 from aqnet.checkpoint_files import Loaded
 from aqnet.config import Config
-from aqnet.data.dataset import ForecastDataset, loader, target_fields
+from aqnet.data import analysis
+from aqnet.data.dataset import ForecastDataset, collate, loader, target_fields
 from aqnet.data.sampler import EvaluationSampler
 from aqnet.evaluation import baselines, forecasts, report, run, table, trained
 from aqnet.model.climax import ClimaX
@@ -43,6 +46,10 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--output", required=True, help="folder for metrics.json and metrics.csv")
     parser.add_argument("--max-samples", type=int, help="draw so many input times, once for all")
     parser.add_argument("--seed", type=int, default=0, help="of that draw")
+    parser.add_argument("--forecast", metavar="TIME", help="only forecast from this time, UTC")
+    parser.add_argument(
+        "--source", metavar="GLOB", help="with --forecast: source files instead of the stores"
+    )
     parser.add_argument("--regions", help=".npz of named masks, bool [H, W], scored besides all")
     parser.add_argument("--micro-batch", type=int, default=8, help="input times per forward")
     parser.add_argument(
@@ -60,7 +67,8 @@ def command_line() -> argparse.ArgumentParser:
 
 
 def evaluate(options: argparse.Namespace, device: torch.device) -> None:
-    """Score the checkpoint on a split and write the results; all ranks call."""
+    """Score the checkpoint on a split, or make one forecast, and write the results; all ranks
+    call."""
     loaded = distributed.on_main(partial(checkpoint_files.read, options.checkpoint))
     config = trained.config_of(loaded, options.config, options.overrides)
     statistics = Statistics.from_dict(loaded.state["statistics"])
@@ -68,6 +76,41 @@ def evaluate(options: argparse.Namespace, device: torch.device) -> None:
     trained.check_grid(loaded, dataset.grid, config.data.stores)
     model = ClimaX(config, dataset.grid, statistics)
     forecast = trained.forecaster(model, loaded, config, device)
+    if options.forecast is None:
+        score(options, loaded, dataset, statistics, forecast)
+    elif distributed.is_main():
+        forecast_once(options, dataset, statistics, forecast)
+
+
+def forecast_once(
+    options: argparse.Namespace,
+    dataset: ForecastDataset,
+    statistics: Statistics,
+    forecast: Callable[[Batch], Tensor],
+) -> None:
+    """One forecast, whether or not its truth exists, as Zarr."""
+    hour = forecasts.hour_of(options.forecast)
+    store = dataset.index.stores[0]
+    source = analysis.Analysis(options.source, dataset.config, store) if options.source else None
+    dataset = dataset.at(np.array([hour]), source)
+    batch = collate([dataset[0]])
+    for name, share in forecasts.missing(batch, dataset.config, dataset.grid).items():
+        print(f"{options.forecast}: {name} is missing in {share:.1%} of the domain", flush=True)
+    path = Path(options.output) / f"forecast_{np.datetime64(hour, 'h')}.zarr"
+    saver(path, dataset, statistics).write(batch, forecast(batch))
+    forecasts.commit(path)
+    print(f"written: {path}", flush=True)
+
+
+def score(
+    options: argparse.Namespace,
+    loaded: Loaded,
+    dataset: ForecastDataset,
+    statistics: Statistics,
+    forecast: Callable[[Batch], Tensor],
+) -> None:
+    """Score the model, the simple forecasts and others over the same samples."""
+    config = dataset.config
     everything = len(dataset)
     dataset = dataset.at(run.drawn(dataset.times, options.max_samples, options.seed))
     regions = run.read_regions(options.regions, dataset.grid.shape)

@@ -6,6 +6,7 @@ import copy
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -35,6 +36,15 @@ def open_stores(config: Config) -> list[Store]:
     for store in stores:
         _check_store(store, stores[0], config)
     return stores
+
+
+class Fields(Protocol):
+    """Hours, since 1970 UTC, and their fields [C, H, W] by the stores' channels."""
+
+    hours: Hours
+
+    def read(self, hour: int) -> NDArray[np.float32] | None:
+        """Physical fields of one hour, NaN = missing; None where there is none."""
 
 
 class TimeIndex:
@@ -85,6 +95,7 @@ class ForecastDataset(Dataset[Batch]):
         data = config.data
         self.config, self.split_name = config, split_name
         self.index = TimeIndex(open_stores(config))
+        self._source: Fields = self.index
         first = self.index.stores[0]
         self.grid = first.grid
         self.lead_times = torch.tensor(data.lead_times)
@@ -132,10 +143,26 @@ class ForecastDataset(Dataset[Batch]):
         other._facts = f"evenly spread among {len(self.times)}; {self._facts}"
         return other
 
-    def at(self, times: Hours) -> ForecastDataset:
-        """The samples of other input times, hours since 1970 UTC, which need no targets."""
+    def at(self, times: Hours, fields: Fields | None = None) -> ForecastDataset:
+        """The samples of other input times, hours since 1970 UTC, which need no targets.
+
+        Args:
+            fields: what is read instead of the stores.
+        Raises:
+            AqnetError: names an hour of input that does not exist.
+        """
         other = copy.copy(self)
-        other.times = times
+        other.times, other._source = times, fields or self._source
+        needed = (times[:, None] + np.array(self._history)).flatten()
+        lost = needed[~np.isin(needed, other._source.hours)]
+        if len(lost):
+            lacking, first, last = np.array(
+                [lost[0], *other._source.hours[[0, -1]]], "datetime64[h]"
+            )
+            raise AqnetError(
+                f"there are no fields of {lacking}, only of {first} to {last} (hours of "
+                "data.history_hours before an input time count as well)"
+            )
         return other
 
     def observed(self, time: int) -> NDArray[np.float32]:
@@ -158,7 +185,7 @@ class ForecastDataset(Dataset[Batch]):
 
     def _read(self, time: int, channels: list[int]) -> Tensor:
         """Physical values [len(channels), H, W]; NaN everywhere where the hour does not exist."""
-        values = self.index.read(time)
+        values = self._source.read(time)
         if values is None:
             return torch.full((len(channels), *self.grid.shape), torch.nan)
         return torch.from_numpy(values[channels])

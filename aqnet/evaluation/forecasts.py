@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from zarr.codecs import ZstdCodec
 
 from aqnet.batch import Batch, Grid, Statistics
 from aqnet.config import Config
+from aqnet.errors import AqnetError
 
 # names of the CF standard name table
 STANDARD_NAMES: Mapping[str, str] = {
@@ -91,6 +93,29 @@ def commit(path: Path) -> None:
     """Give the whole store its name, in place of an older one, once every rank has written."""
     shutil.rmtree(path, ignore_errors=True)
     _partial(path).rename(path)
+
+
+def hour_of(text: str) -> int:
+    """Hours since 1970 UTC of an ISO 8601 time, which is UTC where it names no zone.
+
+    Raises:
+        AqnetError: the text is no such time, or no whole hour.
+    """
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        raise AqnetError(f"{text!r} is no time such as 2018-06-01T12:00 (UTC)") from None
+    hour, rest = divmod(time.replace(tzinfo=time.tzinfo or UTC).timestamp(), 3600)
+    if rest:
+        raise AqnetError(f"{text!r} is no whole hour")
+    return int(hour)
+
+
+def missing(batch: Batch, config: Config, grid: Grid) -> dict[str, float]:
+    """Share of the domain's cells in which an input of the first item has no value, where any."""
+    lost = batch.fields[0][:, grid.mask].isnan().double().mean(1)
+    shares = zip(config.input_variables, lost.tolist(), strict=True)
+    return {name: share for name, share in shares if share > 0}
 
 
 def _partial(path: Path) -> Path:

@@ -1,11 +1,15 @@
 """evaluate.py: byte-equal for any number of processes; what it refuses."""
 
+import time
 from pathlib import Path
 from typing import Any
 
+import netCDF4
+import numpy as np
 import pytest
 import xarray
 import yaml
+import zarr
 
 from tests.conftest import run
 from tests.test_train import command, complete
@@ -41,6 +45,60 @@ def test_other_targets_than_the_checkpoints_are_refused(
     result = run("evaluate.py", *options, "--config", str(tmp_path / "other.yaml"), status=2)
     assert "data.targets" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def forecast(trained: Path, output: Path, hour: str, *options: str, status: int = 0) -> str:
+    start = ["--checkpoint", str(trained), "--output", str(output), "--forecast", hour]
+    result = run("evaluate.py", *start, *options, status=status)
+    return result.stdout if status == 0 else result.stderr
+
+
+def write_netcdf(path: Path, world: Path, hour: int, without: tuple[str, ...]) -> None:
+    """The last hour of a source store as NetCDF, at another time."""
+    source = zarr.open_group(world, mode="r")
+    with netCDF4.Dataset(path, "w") as file:
+        lat, lon = (np.asarray(source[name]) for name in ("lat", "lon"))
+        for name, size in (("time", 1), ("lat", len(lat)), ("lon", len(lon))):
+            file.createDimension(name, size)
+        for name, values in (("time", [hour]), ("lat", lat), ("lon", lon)):
+            file.createVariable(name, "f8", (name,))[:] = values
+        file["time"].units = "hours since 1970-01-01"
+        for name, array in source.arrays():
+            if array.ndim == 3 and name not in without:
+                variable = file.createVariable(name, "f4", ("time", "lat", "lon"))
+                variable.units = array.attrs["units"]
+                variable[:] = array[-1:]
+
+
+def test_forecast_from_a_source_file_is_that_from_the_stores(
+    trained: Path, tiny: dict[str, Any], tmp_path: Path
+):
+    hour = "2015-12-31T23"  # the last, so that no truth exists
+    forecast(trained, tmp_path / "stores", hour)
+    world = Path(tiny["data"]["sources"][0]["path"].replace("*", "2015"))
+    write_netcdf(tmp_path / "latest.nc", world, int(np.datetime64(hour, "h").astype(int)), ())
+    began = time.monotonic()
+    local, source = "2016-01-01T07:00+08:00", ("--source", str(tmp_path / "latest.nc"))
+    forecast(trained, tmp_path / "file", local, *source)
+    assert time.monotonic() - began < 60
+    first, second = (
+        xarray.open_zarr(tmp_path / name / f"forecast_{hour}.zarr") for name in ("stores", "file")
+    )
+    assert first.pm25.notnull().any()
+    xarray.testing.assert_allclose(first, second, rtol=1e-6)
+
+
+def test_what_a_source_file_lacks_is_named(trained: Path, tiny: dict[str, Any], tmp_path: Path):
+    world = Path(tiny["data"]["sources"][0]["path"].replace("*", "2015"))
+    write_netcdf(tmp_path / "latest.nc", world, 400_000, ("rh", "o3"))
+    source = ("--source", str(tmp_path / "latest.nc"))
+    text = forecast(trained, tmp_path / "out", "2015-08-19T16", *source, status=2)
+    assert "rh (as 'rh'), o3 (as 'o3')" in text and len(text.splitlines()) == 1
+    text = forecast(trained, tmp_path / "out", "2017-01-01T00", *source, status=2)
+    assert "2017-01-01T00" in text and "2015-08-19T16" in text
+    text = forecast(trained, tmp_path / "out", "2017-01-01T00:30", status=2)
+    assert "no whole hour" in text
+    assert not (tmp_path / "out").exists()
 
 
 def test_place_without_a_checkpoint_is_one_line(tmp_path: Path):
