@@ -101,7 +101,10 @@ class ForecastDataset(Dataset[Batch]):
         self.lead_times = torch.tensor(data.lead_times)
         self.times, self._facts = _samples(config, split_name, self.index.hours)
         if len(self.times) == 0:
-            raise AqnetError(f"data.split.{split_name}: no sample in {data.stores}. {self._facts}")
+            raise AqnetError(
+                f"data.split.{split_name}: no sample in {data.stores} for data.lead_times "
+                f"{list(data.lead_times)}: {self._facts}"
+            )
         self._input_numbers = _numbers(statistics, config.input_variables)
         self._target_numbers = _numbers(statistics, data.targets)
         self._history = data.history_hours
@@ -252,7 +255,7 @@ def _samples(config: Config, split_name: str, hours: Hours) -> tuple[Hours, str]
     no_history = ~np.isin(earlier, hours).all(axis=1)
     later = candidates[:, None] + np.array(data.lead_times)
     exists = np.isin(later, hours)
-    crosses = (exists & ~_inside(config, split_name, later)).any(axis=1)
+    crosses = ~_inside(config, split_name, later).all(axis=1)
     keep = ~no_history & ~crosses
     facts = (
         f"dropped {int((crosses & ~no_history).sum())} with a target outside the split and "
