@@ -189,7 +189,8 @@ def test_initial_rho_equals_a_loop_over_cells(folder: Path):
 
 
 def test_initial_rho_is_zero_where_there_is_no_pair(folder: Path):
-    settings = config(folder, lead_times=[3, 24 * 365])
+    split = {"train": [2015], "validation": ["2016-01-02"], "test": ["2016-01-03/2016-12-31"]}
+    settings = config(folder, lead_times=[3, 24 * 100], split=split)  # the record ends before
     test = dataset.ForecastDataset(settings, "test", STATISTICS)
     rho = statistics.initial_rho(test)
     assert rho[1].tolist() == [0.0, 0.0]
