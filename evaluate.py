@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor
 
 from aqnet import checkpoint_files, distributed, errors
+from aqnet import config as configs
 from aqnet.batch import Batch, Statistics
 from aqnet.checkpoint_files import Loaded
 from aqnet.config import Config
@@ -51,6 +54,7 @@ def command_line() -> argparse.ArgumentParser:
         "--source", metavar="GLOB", help="with --forecast: source files instead of the stores"
     )
     parser.add_argument("--regions", help=".npz of named masks, bool [H, W], scored besides all")
+    parser.add_argument("--no-pictures", action="store_true", help="tables alone, which is quicker")
     parser.add_argument("--micro-batch", type=int, default=8, help="input times per forward")
     parser.add_argument(
         "--save-forecasts",
@@ -88,7 +92,7 @@ def forecast_once(
     statistics: Statistics,
     forecast: Callable[[Batch], Tensor],
 ) -> None:
-    """One forecast, whether or not its truth exists, as Zarr."""
+    """One forecast, whether or not its truth exists, as Zarr and maps."""
     hour = forecasts.hour_of(options.forecast)
     store = dataset.index.stores[0]
     source = analysis.Analysis(options.source, dataset.config, store) if options.source else None
@@ -100,6 +104,8 @@ def forecast_once(
     saver(path, dataset, statistics).write(batch, forecast(batch))
     forecasts.commit(path)
     print(f"written: {path}", flush=True)
+    if wants_pictures(options):
+        draw_once(path, dataset, example(dataset, hour, statistics, forecast))
 
 
 def score(
@@ -131,9 +137,71 @@ def score(
         output = Path(options.output)
         known = facts(options, loaded, config, scorer)
         table.write(output, known, rows)
-        page = report.write(output, known, rows)
+        drawn = []
+        if wants_pictures(options):
+            shown = example(dataset, scorer.records.typical_time(), statistics, forecast)
+            drawn = draw(output, loaded, dataset, scorer, rows, shown)
+        page = report.write(output, known, rows, configs.to_dict(config), drawn)
         print(table.skill_table(rows))
         print(f"written: {output / 'metrics.csv'}, metrics.json and {page}", flush=True)
+
+
+def wants_pictures(options: argparse.Namespace) -> bool:
+    """Whether to draw; where matplotlib is missing, that is said."""
+    missing = importlib.util.find_spec("matplotlib") is None
+    if missing and not options.no_pictures:
+        say("no pictures, because matplotlib is missing: pip install 'aqnet[maps]'")
+    return not (missing or options.no_pictures)
+
+
+def example(
+    dataset: ForecastDataset,
+    time: int,
+    statistics: Statistics,
+    forecast: Callable[[Batch], Tensor],
+) -> Any:
+    """The `maps.Example` of one of the input times."""
+    from aqnet.evaluation import maps
+
+    names = dataset.index.stores[0].names
+
+    def wind_at(hour: int) -> Any:
+        fields = dataset.index.read(hour)
+        return None if fields is None else fields[[names.index("u"), names.index("v")]]
+
+    item = collate([dataset[int(np.searchsorted(dataset.times, time))]])
+    values = forecast(item).double().cpu().numpy()
+    return maps.example(item, values, statistics, dataset.config, wind_at)
+
+
+def draw_once(path: Path, dataset: ForecastDataset, shown: Any) -> None:
+    """Maps of one forecast beside its Zarr store `path`, a file per target."""
+    from aqnet.evaluation import maps, pictures
+
+    chart, units = maps.Chart(dataset.grid), dataset.index.stores[0].units
+    for target, name in enumerate(dataset.config.data.targets):
+        picture = path.with_name(f"{path.stem}_{name}.png")
+        pictures.save(maps.draw(chart, shown, target, dataset.config, units[name]), picture)
+        print(f"written: {picture}", flush=True)
+
+
+def draw(
+    output: Path,
+    loaded: Loaded,
+    dataset: ForecastDataset,
+    scorer: run.Scorer,
+    rows: list[dict[str, Any]],
+    shown: Any,
+) -> list[Any]:
+    """All pictures of a scored model, in `output`/pictures."""
+    from aqnet.evaluation import pictures
+
+    path = loaded.path.parents[1] / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    history = [json.loads(line) for line in lines]
+    folder, units = output / "pictures", dataset.index.stores[0].units
+    about = dataset.config, dataset.grid, scorer.records, rows
+    return pictures.draw_all(folder, *about, units, shown, history)
 
 
 def saver(path: Path, dataset: ForecastDataset, statistics: Statistics) -> forecasts.Writer:

@@ -7,7 +7,7 @@ import numpy as np
 
 from aqnet.evaluation import metrics, report
 
-NAMES = ("aqnet", "persistence")
+SETTINGS: dict = {"data": {"stores": "<i>"}, "model": {"patch": 2}, "train": {}}
 
 
 def row(forecast: str, pollutant: str, rmse: float) -> dict:
@@ -30,7 +30,7 @@ def row(forecast: str, pollutant: str, rmse: float) -> dict:
 def test_page_marks_the_best_escapes_names_and_needs_no_network(tmp_path: Path):
     table = [row("aqnet", "<b>pm25", 5.0), row("persistence", "<b>pm25", 4.0)]
     facts = {"checkpoint": "a & b", "samples": 3, "notes": ["x < y"]}
-    text = report.write(tmp_path, facts, table).read_text()
+    text = report.write(tmp_path, facts, table, SETTINGS).read_text()
     assert "<b>pm25" not in text and "&lt;b&gt;pm25" in text
     assert "a &amp; b" in text and "x &lt; y" in text
     assert "<td class=best>4.00</td>" in text and "<td>5.00</td>" in text

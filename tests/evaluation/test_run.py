@@ -23,15 +23,18 @@ def trained(tiny: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def test_results_are_byte_equal_for_1_2_and_3_processes(trained: Path, tmp_path: Path):
-    texts, saved = [], []
+    texts, saved, pages = [], [], []
     for processes in (1, 2, 3):
         output = tmp_path / str(processes)
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
         options = ["--checkpoint", str(trained), "--output", str(output), "--max-samples", "43"]
+        options += ["--no-pictures"] if processes == 2 else []
         run(*torchrun, "evaluate.py", *options)
         texts.append((output / "metrics.json").read_bytes())
+        pages.append((output / "report.html").read_bytes())
         saved.append(xarray.open_zarr(output / "forecasts.zarr").load())
     assert texts[0] == texts[1] == texts[2]
+    assert pages[0] == pages[2] and pages[0].count(b"data:image/png;base64,") == 11
     assert saved[0].sizes["time"] == 16 and bool(saved[0].pm25.notnull().any(("lat", "lon")).all())
     assert saved[0].identical(saved[1]) and saved[0].identical(saved[2])
 
@@ -74,7 +77,7 @@ def test_forecast_from_a_source_file_is_that_from_the_stores(
     trained: Path, tiny: dict[str, Any], tmp_path: Path
 ):
     hour = "2015-12-31T23"  # the last, so that no truth exists
-    forecast(trained, tmp_path / "stores", hour)
+    forecast(trained, tmp_path / "stores", hour, "--no-pictures")
     world = Path(tiny["data"]["sources"][0]["path"].replace("*", "2015"))
     write_netcdf(tmp_path / "latest.nc", world, int(np.datetime64(hour, "h").astype(int)), ())
     began = time.monotonic()
@@ -85,6 +88,8 @@ def test_forecast_from_a_source_file_is_that_from_the_stores(
         xarray.open_zarr(tmp_path / name / f"forecast_{hour}.zarr") for name in ("stores", "file")
     )
     assert first.pm25.notnull().any()
+    assert not list((tmp_path / "stores").glob("*.png"))
+    assert (tmp_path / "file" / f"forecast_{hour}_pm25.png").stat().st_size > 2_000
     xarray.testing.assert_allclose(first, second, rtol=1e-6)
 
 
