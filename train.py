@@ -153,6 +153,7 @@ def assemble(
             "data_checksums": checksums,
             "grid": train_data.grid.summary(),
         },
+        grid=train_data.grid,
         examples=examples(validation_data, config.validation.maps),
     )
     run.validate = partial(

@@ -63,6 +63,16 @@ class Grid:
                     f"Grid.{field.name} has shape {tuple(value.shape)}, lat {self.lat.shape}"
                 )
 
+    def to_dict(self) -> dict[str, Tensor]:
+        """What is known, by name, as stored in checkpoints."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in found.items() if value is not None}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Tensor]) -> Grid:
+        """The inverse of `to_dict`."""
+        return cls(values["lat"], values["lon"], values.get("elevation"), values["mask"])
+
     @property
     def shape(self) -> tuple[int, int]:
         """(H, W)."""

@@ -1,8 +1,8 @@
 """One checkpoint on disk: written beside and renamed, verified, read without executing anything.
 
-A checkpoint is a directory `step_00001234` of `model.pt` ({"model": state_dict}, with "ema" where
-there is one), `optimizer.pt` and `state.json`, which holds the SHA-256 of all three (its own being
-that of its other keys).
+A checkpoint is a directory `step_00001234` of `model.pt` ({"model": state_dict}, with "ema" and
+"grid" where there is one), `optimizer.pt` and `state.json`, which holds the SHA-256 of all three
+(its own being that of its other keys).
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ class Loaded:
         model: state_dict; ema: the same of the moving average, or None.
         optimizer: the optimizer's state_dict ({} in imported weights).
         state: global_step, epoch, items_consumed, validation_loss, config, statistics, ...
+        grid: `Grid.to_dict` of the stores it was trained on; None in imported weights.
     """
 
     path: Path
@@ -58,6 +59,7 @@ class Loaded:
     ema: dict[str, Tensor] | None
     optimizer: dict[str, Any]
     state: dict[str, Any]
+    grid: dict[str, Tensor] | None = None
 
 
 def write(
@@ -66,7 +68,7 @@ def write(
     """Write one checkpoint directory, whole or not at all, replacing one of that name.
 
     Args:
-        model: {"model": state_dict}, with "ema" where there is one; state: JSON-able.
+        model: {"model": state_dict}, with "ema" and "grid" where there is one; state: JSON-able.
     Raises:
         AqnetError: it could not be written, or reads back differently.
     """
@@ -110,11 +112,11 @@ def read(path: str | Path) -> Loaded:
     path = _find(Path(path))
     state = _verified_state(path)
     model, optimizer = (load_tensors(path / name) for name in _TENSOR_FILES)
-    for key in ("model", *(["ema"] if "ema" in model else [])):
+    for key in ("model", *(key for key in ("ema", "grid") if key in model)):
         values = model.get(key)
         if not isinstance(values, dict) or not all(isinstance(v, Tensor) for v in values.values()):
             raise AqnetError(f"{path / 'model.pt'}: expected tensors by name under {key!r}")
-    return Loaded(path, model["model"], model.get("ema"), optimizer, state)
+    return Loaded(path, model["model"], model.get("ema"), optimizer, state, model.get("grid"))
 
 
 def _find(path: Path) -> Path:

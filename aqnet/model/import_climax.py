@@ -137,7 +137,7 @@ def _account(
         else:
             state[name] = own[name].to(value.dtype).contiguous()
             report.taken[name] = name
-    for name in own.keys() - report.taken.keys():
+    for name in sorted(own.keys() - report.taken.keys()):
         reason = "outputs of other variables" if name in outputs else "the model has no such tensor"
         report.dropped[name] = report.initialised.get(name, reason)
     for name in config.input_variables:

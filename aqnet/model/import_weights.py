@@ -134,7 +134,7 @@ def _parts(
     tensors = tree
     if isinstance(tree.get("state_dict"), Mapping):
         tensors = dict(tree["state_dict"])
-        for key in tree.keys() - {"state_dict"}:
+        for key in sorted(tree.keys() - {"state_dict"}):
             report.dropped[key] = _TOP_LEVEL.get(key, "state of that training run")
     wrong = [str(key) for key, value in tensors.items() if not isinstance(value, Tensor)]
     if wrong:

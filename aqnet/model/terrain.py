@@ -21,6 +21,8 @@ from torch.nn import functional as F
 
 from aqnet.errors import AqnetError
 
+_CHUNK = 512  # queries at once in an exported program
+
 
 def terrain_attention(
     q: Tensor, k: Tensor, v: Tensor, z: Tensor, up: Tensor, down: Tensor
@@ -50,8 +52,25 @@ def terrain_attention(
         z = z.to(kind)
         z = z - z.mean(dim=1, keepdim=True)  # only differences matter, small numbers round less
         q, k, v, up, down = (tensor.to(kind) for tensor in (q, k, v, up, down))
+        if torch.compiler.is_exporting():
+            return _in_chunks(q, k, v, z, up, down)
         out, _ = _forward(q, k, v, z, up, down)
     return out
+
+
+def _in_chunks(q: Tensor, k: Tensor, v: Tensor, z: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """The same with the biases written out, _CHUNK queries at once.
+
+    An exported program must run where this file is not, and so cannot call its operators.
+    """
+    up, down = (slope.view(-1, 1, 1) for slope in (up, down))
+    parts = []
+    for first in range(0, q.shape[2], _CHUNK):
+        here = slice(first, first + _CHUNK)
+        climb = (z[:, here].unsqueeze(2) - z.unsqueeze(1)).unsqueeze(1)
+        bias = -up * climb.relu() - down * (-climb).relu()
+        parts.append(F.scaled_dot_product_attention(q[:, :, here], k, v, attn_mask=bias))
+    return torch.cat(parts, dim=2)
 
 
 @torch.library.custom_op("aqnet::terrain_attention", mutates_args=())

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from aqnet import distributed
-from aqnet.batch import Batch
+from aqnet.batch import Batch, Grid
 from aqnet.checkpoint import Checkpoints, Loaded
 from aqnet.config import Config, to_yaml
 from aqnet.errors import AqnetError
@@ -56,6 +56,7 @@ class Run:
 
     Attributes:
         constants: config, statistics and data checksums, written into every checkpoint.
+        grid: the stores', likewise.
         loader: whole micro-batches of this rank from the sampler's position on.
         empty: a batch without a valid cell.
         examples: what maps are drawn of at validations, on rank 0; drawn_at: the last step of it.
@@ -75,6 +76,7 @@ class Run:
     checkpoints: Checkpoints
     directory: Directory
     constants: dict[str, Any]
+    grid: Grid
     examples: Examples | None = None
     drawn_at: int = 0
     after_each_step: Callable[[], None] = lambda: None
@@ -245,7 +247,7 @@ def _draw_maps(run: Run, examples: Examples) -> None:
 
 def _tensors(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
     """What a checkpoint holds of the model and of the optimizer, not copied."""
-    model = {"model": run.trainee.model.state_dict()}
+    model = {"model": run.trainee.model.state_dict(), "grid": run.grid.to_dict()}
     if run.average is not None:
         model["ema"] = run.average.state_dict()
     return model, run.trainee.optimizer.state_dict()

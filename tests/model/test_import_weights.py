@@ -12,6 +12,7 @@ from aqnet import checkpoint_files
 from aqnet import config as configs
 from aqnet.errors import AqnetError
 from aqnet.model.import_weights import blank_model, import_weights
+from tests.model import checkpoints
 from tests.model.checkpoints import (
     HEADS,
     SHAPE,
@@ -81,6 +82,16 @@ def test_forecasts_of_every_variant_are_the_originals(variant: str, tmp_path: Pa
     assert theirs.std() > 0.05
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
     assert not report.initialised
+
+
+def test_the_generated_keys_have_the_published_number_of_parameters(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(checkpoints, "DIM", 768)
+    monkeypatch.setattr(checkpoints, "SHAPE", (128, 256))
+    state = aq_net2_state()
+    del state["target_indices"]
+    assert sum(value.numel() for value in state.values()) == 52_481_340
 
 
 @pytest.mark.parametrize("variant", ["barrier", "uphill", "relative"])

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import Sampler
 
 from aqnet import distributed
-from aqnet.batch import Batch
+from aqnet.batch import Batch, Grid
 from aqnet.checkpoint import Checkpoints
 from aqnet.config import Config
 from aqnet.data.sampler import TrainSampler
@@ -82,6 +82,7 @@ def run_of(config: Config, losses: list[float | None], poison: int | None = None
         checkpoints=checkpoints,
         directory=Directory(Path(config.run_dir)),
         constants={},
+        grid=Grid(torch.zeros(1, 1), torch.zeros(1, 1), None, torch.ones(1, 1, dtype=torch.bool)),
     )
 
 

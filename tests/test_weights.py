@@ -1,4 +1,4 @@
-"""train.init_from as a user runs it."""
+"""Weights from elsewhere and back, as a user runs the commands."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,9 @@ import torch
 import yaml
 
 from aqnet import checkpoint_files
+from aqnet import config as configs
 from tests.conftest import run
+from tests.model.checkpoints import aq_net2_state, config, lightning
 
 
 def test_a_run_starts_from_another_runs_weights_and_statistics(
@@ -48,5 +50,25 @@ def test_a_run_starts_from_another_runs_weights_and_statistics(
     assert before.shape[0] == after.shape[0] + 1
     assert torch.allclose(after[-1], before[0], atol=0.01)  # one step later
 
-    _, third = train("third", *short, f"train.init_from={source}", "train.init_statistics=data")
-    assert third.state["statistics"]["temp"]["mean"] == statistics["temp"]["mean"] - 1.0
+    exported = tmp_path / "model.pt2"
+    command = ("-m", "aqnet.model.export", str(tmp_path / "second"), "--output", str(exported))
+    run(*command)
+    assert exported.stat().st_size > 0
+    assert "exists" in run(*command, status=2).stderr
+
+
+def test_an_imported_checkpoint_is_evaluated(tiny: dict[str, Any], tmp_path: Path):
+    tree = {**tiny, "model": configs.to_dict(config())["model"], "run_dir": str(tmp_path / "run")}
+    path, source = tmp_path / "config.yaml", tmp_path / "best.ckpt"
+    path.write_text(yaml.safe_dump(tree))
+    torch.save(lightning(aq_net2_state()), source)
+    output = tmp_path / "imported"
+    command = ("-m", "aqnet.model.import_weights", str(source), "--config", str(path))
+    printed = run(*command, "--output", str(output)).stdout
+    assert "taken: 91 tensors" in printed and "dropped: optimizer_states: " in printed
+    refused = run(*command, "--output", str(output), status=2).stderr
+    assert refused.count("\n") == 1 and "exists" in refused
+    scores = tmp_path / "scores"
+    checkpoint = ("--checkpoint", str(output), "--output", str(scores), "--max-samples", "8")
+    run("evaluate.py", *checkpoint)
+    assert (scores / "metrics.csv").exists()
