@@ -99,19 +99,21 @@ def measure(part: Part) -> dict[str, float]:
     times, before = [], resident()
     for _ in range(part.runs):
         module.zero_grad()
-        start = time.perf_counter()
+        used, start = time.process_time(), time.perf_counter()
         loss = step()
         middle = time.perf_counter()
         loss.backward()
-        times.append((time.perf_counter() - start, middle - start))
+        end = time.perf_counter()
+        times.append((end - start, middle - start, time.process_time() - used))
         del loss
         rate = max(rate, matrix_rate())
-    total, forward = min(times)
+    total, forward, cpu = min(times)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
         "seconds": total,
         "forward": forward,
         "backward": total - forward,
+        "cpu_seconds": cpu,
         "peak_gib": memory / GIB,
         "step_gib": (memory - before) / GIB,
         "flops": parts.flops(part),
@@ -201,9 +203,10 @@ class Unmoved(nn.Module):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    names = f"sections ({', '.join(sections(False))}, scan) or single measurements"
     parser.add_argument("--quick", action="store_true", help="small grids, about a minute")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
-    parser.add_argument("--only", nargs="+", metavar="SECTION", help=", ".join(sections(False)))
+    parser.add_argument("--only", nargs="+", metavar="NAME", help=names)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
@@ -211,18 +214,19 @@ def main() -> None:
         return
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, FP32, one sample\n")
     figures: dict[str, Any] = {}
-    for section, rows in sections(arguments.quick).items():
-        if arguments.only is None or section in arguments.only:
-            figures[section] = {}
-            for name, part in rows.items():
-                figures[section][name] = in_its_own_process("measure", part)
-                print(f"  {section}: {name}: {short(figures[section][name])}", flush=True)
-            if section == "whole":
-                figures["agreement"] = {
-                    name: in_its_own_process("agreement", part)
-                    for name, part in rows.items()
-                    if part.what == "aqnet"
-                }
+    for section, every in sections(arguments.quick).items():
+        chosen = arguments.only is None or section in arguments.only
+        rows = {name: part for name, part in every.items() if chosen or name in arguments.only}
+        for name, part in rows.items():
+            row = in_its_own_process("measure", part)
+            figures.setdefault(section, {})[name] = row
+            print(f"  {section}: {name}: {short(row)}", flush=True)
+        if section == "whole":
+            figures["agreement"] = {
+                name: in_its_own_process("agreement", part)
+                for name, part in rows.items()
+                if part.what == "aqnet"
+            }
     if arguments.only is None or "scan" in arguments.only:
         for grid in ((64, 128),) if arguments.quick else (ORIGINAL, NATIVE):
             for tokens in ("all", "domain"):
@@ -290,13 +294,13 @@ def section_table(
     section: str, rows: dict[str, dict[str, float]], agree: dict[str, dict[str, float]]
 ) -> list[str]:
     lines = [
-        f"| {section} | forward s | backward s | both s | peak GiB | of it for the step | TFLOP "
-        "| of matrix rate | us per token | times plain | forecast, gradients |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        f"| {section} | forward s | backward s | both s | CPU s | peak GiB | of it for the step "
+        "| TFLOP | of matrix rate | us per token | times plain | forecast, gradients |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in rows.items():
         if not row:
-            lines.append(f"| {name} | not run | | | | | | | | | |")
+            lines.append(f"| {name} | not run | | | | | | | | | | |")
             continue
         share = row["flops"] / row["seconds"] / row["matrix_rate"]
         plain = rows.get(name.removesuffix(", aqnet") + ", plain")
@@ -305,8 +309,9 @@ def section_table(
         both = f"{near['forecast']:.0e}, {near['gradient']:.0e}" if near else ""
         lines.append(
             f"| {name} | {row['forward']:.2f} | {row['backward']:.2f} | {row['seconds']:.2f} "
-            f"| {row['peak_gib']:.2f} | {row['step_gib']:.2f} | {row['flops'] / 1e12:.2f} "
-            f"| {share:.0%} | {1e6 * row['seconds'] / row['tokens']:.0f} | {ratio} | {both} |"
+            f"| {row['cpu_seconds']:.2f} | {row['peak_gib']:.2f} | {row['step_gib']:.2f} "
+            f"| {row['flops'] / 1e12:.2f} | {share:.0%} "
+            f"| {1e6 * row['seconds'] / row['tokens']:.0f} | {ratio} | {both} |"
         )
     return [*lines, ""]
 

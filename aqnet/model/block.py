@@ -59,3 +59,24 @@ class Block(nn.Module):
         elevation = elevation_km if self.terrain else None
         x = x + self.drop_path(self.attn(self.norm1(x), elevation, self.window))
         return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+def has_terrain(model: Model, number: int) -> bool:
+    """Whether block `number` has terrain attention."""
+    blocks = model.terrain.blocks
+    return model.terrain.enabled and (blocks is None or number in blocks)
+
+
+def initialise(module: nn.Module) -> None:
+    """ClimaX's start of a linear layer."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+
+
+def zero_linear(inputs: int, outputs: int) -> nn.Linear:
+    """A linear layer that starts without effect."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer

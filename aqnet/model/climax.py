@@ -10,12 +10,12 @@ from torch.utils.checkpoint import checkpoint
 from aqnet.batch import Grid, Statistics
 from aqnet.config import Config, Model
 from aqnet.errors import AqnetError
-from aqnet.model.block import Block
+from aqnet.model.block import Block, has_terrain, initialise, zero_linear
 from aqnet.model.calendar import calendar_features, calendar_size
 from aqnet.model.compatibility import bias_block, has_biased_block
 from aqnet.model.embedding import TokenEmbeds, VariableAggregation, patch_pixels
-from aqnet.model.positions import fraction_features, patches_of, sincos_1d, sincos_2d
-from aqnet.model.wind_scan import WindScan, sorted_in_windows
+from aqnet.model.positions import Patches, fraction_features, patches_of, sincos_1d, sincos_2d
+from aqnet.model.wind_scan import WindScan
 
 LEAD_TIME_UNIT = 100.0  # hours, ClimaX's
 SCAN_FEATURES = 64
@@ -38,8 +38,6 @@ class ClimaX(nn.Module):
     lat: Tensor
     lon: Tensor
     elevation_km: Tensor
-    orders: Tensor
-    ranks: Tensor
     lead_times: Tensor
     target_channels: Tensor
     wind_mean: Tensor
@@ -59,13 +57,10 @@ class ClimaX(nn.Module):
     def _make_buffers(self, config: Config, grid: Grid, statistics: Statistics) -> None:
         patches = patches_of(grid, self.model.patch)
         self.patch_shape = patches.shape
-        everywhere = torch.ones_like(patches.domain)
-        chosen = patches.domain if self.model.tokens == "domain" else everywhere
-        tokens = chosen.nonzero().squeeze(1)
-        terrain, windows = self.model.terrain.enabled, self.model.attention == "window"
-        if terrain and not windows:
-            tokens = tokens[patches.elevation_km[tokens].argsort(stable=True)]
+        tokens = self._choose_tokens(patches)
         self.scan = WindScan(patches, tokens, self.model.regions)
+        if self.model.terrain.enabled and self.model.attention == "window":
+            self.scan.sort_windows(patches.elevation_km[tokens], self.model.window)
         buffers = {
             "tokens": tokens,
             "lat": patches.lat[tokens],
@@ -73,12 +68,6 @@ class ClimaX(nn.Module):
             "elevation_km": patches.elevation_km[tokens],
             "lead_times": torch.tensor(config.data.lead_times),
         }
-        if windows:
-            orders = self.scan.orders
-            if terrain:
-                elevation_km = patches.elevation_km[tokens]
-                orders = sorted_in_windows(orders, elevation_km, self.model.window)
-            buffers |= {"orders": orders, "ranks": orders.argsort(dim=1)}
         if self.model.predict == "change":
             channels = [self.variables.index(name) for name in self.targets]
             buffers["target_channels"] = torch.tensor(channels)
@@ -88,6 +77,14 @@ class ClimaX(nn.Module):
             buffers |= {"wind_mean": mean.float(), "wind_std": std.float()}
         for name, tensor in buffers.items():
             self.register_buffer(name, tensor, persistent=False)
+
+    def _choose_tokens(self, patches: Patches) -> Tensor:
+        """Patches that are tokens, int64 [L], by elevation where all attend to all with terrain."""
+        every = torch.arange(patches.domain.shape[0])
+        tokens = every[patches.domain] if self.model.tokens == "domain" else every
+        if self.model.terrain.enabled and self.model.attention == "global":
+            tokens = tokens[patches.elevation_km[tokens].argsort(stable=True)]
+        return tokens
 
     def _make_parameters(self, config: Config, num_variables: int) -> None:
         model, dim = self.model, self.model.embed_dim
@@ -102,7 +99,7 @@ class ClimaX(nn.Module):
             self.lead_time_embed = nn.Linear(1, dim)
         rates = torch.linspace(0.0, model.drop_path, model.depth).tolist()
         self.blocks = nn.ModuleList(
-            Block(model, rate, _has_terrain(model, number)) for number, rate in enumerate(rates)
+            Block(model, rate, has_terrain(model, number)) for number, rate in enumerate(rates)
         )
         if has_biased_block(model):
             bias_block(self.blocks[0], model, self.patch_shape)
@@ -112,17 +109,17 @@ class ClimaX(nn.Module):
         for _ in range(model.decoder_depth):
             layers += [nn.Linear(dim, dim), nn.GELU()]
         self.head = nn.Sequential(*layers, nn.Linear(dim, outputs))
-        self.apply(_initialise)
+        self.apply(initialise)
         self._make_additions(num_leads)
 
     def _make_additions(self, num_leads: int) -> None:
         """What starts without effect: scan and calendar embeddings, and the head on a change."""
         dim = self.model.embed_dim
         if self.model.scan_embedding:
-            self.scan_embed = _zero_linear(SCAN_FEATURES, dim)
+            self.scan_embed = zero_linear(SCAN_FEATURES, dim)
         if self.model.calendar != "off":
             size = calendar_size(self.model.calendar, num_leads if self.joint else 1)
-            self.calendar_embed = _zero_linear(size, dim)
+            self.calendar_embed = zero_linear(size, dim)
         if self.model.predict == "change":
             self.rho = nn.Parameter(torch.zeros(num_leads, len(self.targets)))
             for parameter in self.head[-1].parameters():
@@ -255,8 +252,8 @@ class ClimaX(nn.Module):
                 x = self._run(block, x, elevation_km)
             return x
         turned = self.scan.quarter[sector[:, 0]]
-        order = [self.orders[rows] for rows in (sector[:, 0], turned)]
-        rank = [self.ranks[rows] for rows in (sector[:, 0], turned)]
+        order = [self.scan.orders[rows] for rows in (sector[:, 0], turned)]
+        rank = [self.scan.ranks[rows] for rows in (sector[:, 0], turned)]
         elevation = [elevation_km[rows] for rows in order]
         turn = [rank[0].gather(1, order[1]), rank[1].gather(1, order[0])]
         x = _gather(x, order[0])
@@ -297,24 +294,6 @@ def _check(model: Model, grid: Grid) -> None:
         raise AqnetError(
             "model.terrain.enabled is true, but the store has no elevation; set it to false"
         )
-
-
-def _has_terrain(model: Model, number: int) -> bool:
-    blocks = model.terrain.blocks
-    return model.terrain.enabled and (blocks is None or number in blocks)
-
-
-def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)
-
-
-def _zero_linear(inputs: int, outputs: int) -> nn.Linear:
-    layer = nn.Linear(inputs, outputs)
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer
 
 
 def _gather(x: Tensor, index: Tensor) -> Tensor:

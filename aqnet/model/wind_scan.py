@@ -88,6 +88,16 @@ class WindScan(nn.Module):
         for name, tensor in buffers.items():
             self.register_buffer(name, tensor.contiguous(), persistent=False)
 
+    def sort_windows(self, elevation_km: Tensor, window: int) -> None:
+        """Sort each run of `window` tokens of the orders by elevation [L], for terrain attention.
+
+        Which tokens share a window stays, and so does the place that the scan embedding tells.
+        """
+        by_elevation = elevation_km[self.orders].argsort(dim=1, stable=True)
+        back = (by_elevation // window).argsort(dim=1, stable=True)
+        self.orders = self.orders.gather(1, by_elevation.gather(1, back))
+        self.ranks = self.orders.argsort(dim=1)
+
     def sectors(self, u: Tensor, v: Tensor) -> Tensor:
         """Sector of each sample and region, from the cells of the domain that hold a value.
 
@@ -124,13 +134,6 @@ class WindScan(nn.Module):
         batch, height, width = field.shape
         parts = field.reshape(batch, rows, height // rows, columns, width // columns)
         return parts.transpose(2, 3).reshape(batch, rows * columns, -1)
-
-
-def sorted_in_windows(orders: Tensor, elevation_km: Tensor, window: int) -> Tensor:
-    """`orders` [N, L] with the tokens of each window of `window` sorted by elevation [L]."""
-    by_elevation = elevation_km[orders].argsort(dim=1, stable=True)
-    back = (by_elevation // window).argsort(dim=1, stable=True)
-    return orders.gather(1, by_elevation.gather(1, back))
 
 
 def ground_coordinates(patches: Patches, region: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -231,10 +231,19 @@ def test_settings_that_do_not_fit_are_refused():
     [
         {},
         {"attention": "window", "lead_time_mode": "conditioned", "calendar": "day_and_year"},
+        {"attention": "window", "tokens": "all"},
         {"regions": [2, 3], "tokens": "all"},
+        {"regions": [2, 3], "lead_time_mode": "conditioned", "missing": "fill"},
         {"activation_checkpointing": True, "drop_path": 0.0, "drop_rate": 0.0},
     ],
-    ids=["joint", "window", "regions", "checkpointing"],
+    ids=[
+        "joint",
+        "window conditioned",
+        "window all",
+        "regions all",
+        "regions conditioned",
+        "checkpointing",
+    ],
 )
 def test_forward_and_backward_compile_whole(settings):
     model = model_of(**settings)
@@ -251,3 +260,32 @@ def test_forward_and_backward_compile_whole(settings):
         for out in (found, expected)
     ]
     assert all(same(a, b, 1e-8) for a, b in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("attention", ["global", "window"])
+def test_activation_checkpointing_computes_blocks_twice_and_gradients_alike(attention):
+    settings = {"attention": attention, "drop_rate": 0.0, "drop_path": 0.0}
+    results = []
+    for kept in (False, True):
+        model = model_of(activation_checkpointing=kept, **settings).train()
+        calls = []
+        model.blocks[1].register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        model(*inputs()).nan_to_num(0.0).square().sum().backward()
+        assert len(calls) == (2 if kept else 1)
+        results.append([parameter.grad for parameter in model.parameters()])
+    assert all(same(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("mode", ["joint", "conditioned"])
+def test_lead_times_of_an_input_share_one_embedding(mode):
+    model, batches = model_of(lead_time_mode=mode), []
+    model.var_agg.register_forward_hook(lambda _, args, out: batches.append(out.shape[0]))
+    model(*inputs())
+    assert batches == [2]
+
+
+@pytest.mark.parametrize("mode", ["joint", "conditioned"])
+def test_only_target_channels_are_computed(mode):
+    model = model_of(lead_time_mode=mode, tokens="all")
+    leads = 4 if mode == "joint" else 1
+    assert model.head[-1].out_features == 2 * leads * 2 * 2  # 2 targets in patches of 2 x 2

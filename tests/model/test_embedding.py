@@ -86,3 +86,22 @@ def test_missing_variable_is_as_if_it_were_not_there():
     fewer.proj_biases.data = embeds.proj_biases.data[rest]
     expected = fold(fields[:, rest], True, fewer, folded, var_embed[:, rest], var_query)
     assert close(found, expected, 1e-12)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_any_subset_of_variables_in_any_shape_is_multihead_attention_over_its_tokens(seed):
+    torch.manual_seed(seed)
+    every, patch, batch, height, width = (
+        int(torch.randint(low, high, ())) for low, high in ((2, 9), (1, 5), (1, 4), (1, 4), (1, 6))
+    )
+    embeds, folded, plain, var_embed, var_query = parts(every, patch, torch.float64)
+    chosen = torch.randperm(every)[: int(torch.randint(1, every + 1, ()))].tolist()
+    some = TokenEmbeds(len(chosen), DIM, patch).double()
+    some.load_state_dict({name: value[chosen] for name, value in embeds.state_dict().items()})
+    fields = torch.randn(batch, every, patch * height, patch * width, dtype=torch.float64)
+    fields[torch.rand(fields.shape) < 0.3] = torch.nan
+    found = fold(fields[:, chosen], True, some, folded, var_embed[:, chosen], var_query)
+    weights = (embeds.proj_weights[chosen], embeds.proj_biases[chosen], var_embed[:, chosen])
+    expected = aggregate(fields[:, chosen], *weights, var_query, plain, True)
+    assert found.shape == (batch, height * width, DIM)
+    assert close(found, expected, 1e-10)
