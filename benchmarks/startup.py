@@ -1,4 +1,4 @@
-"""What many processes do at once when a run starts: where the time goes, and what it asks of the disk.
+"""What many processes do at once when a run starts: time by parts, and what is asked of the disk.
 
     python -m benchmarks.startup [--quick] [--json FILE] [--processes 64] [--nodes 8]
 
@@ -108,7 +108,8 @@ def launch(
         )
         for _ in range(nodes)
     ]
-    if any([process.wait() for process in torchruns]):
+    statuses = [process.wait() for process in torchruns]
+    if any(statuses):
         raise SystemExit("a torchrun failed")
     ranks = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(processes)]
     return {name: [rank[name] for rank in ranks] for name in ranks[0]}
@@ -142,13 +143,19 @@ def main() -> None:
         folder = Path(name)
         arguments = prepare(folder, processes)
         if shutil.which("strace"):
-            config = arguments[1]
-            stores = f"from aqnet import config as c, data; from aqnet.data.dataset import *; open_stores(c.load({config!r}))"
+            begin = (
+                "from aqnet import config as configs, distributed\n"
+                "from aqnet.data.dataset import open_stores\n"
+                f"config = configs.load({arguments[1]!r})\n"
+            )
+            idle = file_operations("-c", begin)
+            for who, main_rank in (("rank 0", True), ("another rank", False)):
+                opening = f"distributed.is_main = lambda: {main_rank}\nopen_stores(config)"
+                found = file_operations("-c", begin + opening)
+                figures[f"opening a year's store on {who}, file operations"] = {
+                    key: found[key] - idle[key] for key in idle
+                }
             figures["import, file operations"] = file_operations("-c", "import train")
-            figures["one opening of a year's store, file operations"] = {
-                key: value - file_operations("-c", stores.rpartition(";")[0])[key]
-                for key, value in file_operations("-c", stores).items()
-            }
         parts = launch(folder, arguments, nodes, processes)
     print(f"{processes} processes, {nodes} torchruns, seconds: median and longest over processes")
     for part in (*PARTS, "memory_mb"):

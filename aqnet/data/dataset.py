@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from aqnet import distributed
 from aqnet.batch import Batch, Statistics
 from aqnet.config import STATIC_VARIABLES, Config
 from aqnet.data import split
@@ -32,7 +33,9 @@ def open_stores(config: Config) -> list[Store]:
             the same hour.
     """
     years = split.all_years(config.data.split)
-    stores = [open_store(Path(config.data.stores) / f"{year}.zarr") for year in years]
+    # looking for every shard file is for one process: 800 would ask the file system a million times
+    whole = distributed.is_main()
+    stores = [open_store(Path(config.data.stores) / f"{year}.zarr", whole=whole) for year in years]
     for store in stores:
         _check_store(store, stores[0], config)
     return stores
