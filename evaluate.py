@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,9 +20,10 @@ from aqnet import config as configs
 from aqnet.batch import Batch, Statistics
 from aqnet.checkpoint_files import Loaded
 from aqnet.config import Config
-from aqnet.data import analysis
+from aqnet.data import analysis, forecast_files
 from aqnet.data.dataset import ForecastDataset, collate, loader, target_fields
 from aqnet.data.sampler import EvaluationSampler
+from aqnet.errors import AqnetError
 from aqnet.evaluation import baselines, forecasts, report, run, table, trained
 from aqnet.model.climax import ClimaX
 
@@ -52,6 +54,13 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--forecast", metavar="TIME", help="only forecast from this time, UTC")
     parser.add_argument(
         "--source", metavar="GLOB", help="with --forecast: source files instead of the stores"
+    )
+    parser.add_argument(
+        "--forecast-file",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="score a forecast made elsewhere on the same samples (forecasts.zarr, CAMS NetCDF)",
     )
     parser.add_argument("--regions", help=".npz of named masks, bool [H, W], scored besides all")
     parser.add_argument("--no-pictures", action="store_true", help="tables alone, which is quicker")
@@ -123,7 +132,8 @@ def score(
     say(f"{loaded.path}: {options.split}: {len(dataset)} of {everything} input times")
     say("fitting the simple forecasts on the training split")
     simple = distributed.on_main(partial(fit, config, dataset))
-    scorer = run.Scorer(config, dataset.grid, statistics, simple, dataset.observed, regions)
+    others = [elsewhere(text, dataset) for text in options.forecast_file]
+    scorer = run.Scorer(config, dataset.grid, statistics, simple, dataset.observed, regions, others)
     rank, size = distributed.rank(), distributed.world_size()
     sampler = EvaluationSampler(len(dataset), options.micro_batch, rank, size)
     batches = loader(dataset, sampler, options.workers)
@@ -202,6 +212,19 @@ def draw(
     folder, units = output / "pictures", dataset.index.stores[0].units
     about = dataset.config, dataset.grid, scorer.records, rows
     return pictures.draw_all(folder, *about, units, shown, history)
+
+
+def elsewhere(option: str, dataset: ForecastDataset) -> forecasts.Elsewhere:
+    """The forecast of NAME=PATH."""
+    name, _, path = option.partition("=")
+    if not re.fullmatch(r"[\w.-]+", name) or not path or name in run.FORECASTS:
+        raise AqnetError(f"--forecast-file {option!r}: expected NAME=PATH, NAME not one of aqnet's")
+    files = forecast_files.ForecastFiles(path, dataset.config)
+    found = files.count(dataset.times, dataset.config.data.lead_times)
+    say(f"{name}: {', '.join(files.names)} of {found} in {path}")
+    return forecasts.Elsewhere(
+        name, files.read, (files.lat, files.lon), dataset.config, dataset.grid
+    )
 
 
 def saver(path: Path, dataset: ForecastDataset, statistics: Statistics) -> forecasts.Writer:

@@ -29,6 +29,7 @@ _DAMAGE = (OSError, RuntimeError, ValueError, KeyError, TypeError)
 
 
 Floats = NDArray[np.float32] | NDArray[np.float64]
+Rows = slice | tuple[int | slice, ...] | None
 
 
 class Layout(NamedTuple):
@@ -57,11 +58,11 @@ class SourceFile(Protocol):
     def layout(self, name: str) -> Layout:
         """How a variable is stored."""
 
-    def read(self, name: str, rows: slice | None = None) -> Floats:
-        """A variable (or rows of its first dimension), unpacked, NaN where missing."""
+    def read(self, name: str, rows: Rows = None) -> Floats:
+        """A variable (or rows of its first dimensions), unpacked, NaN where missing."""
 
-    def times(self) -> NDArray[np.int64]:
-        """The time coordinate, hours since 1970-01-01 00:00 UTC, as it stands in the file."""
+    def times(self, name: str | None = None) -> NDArray[np.int64]:
+        """A time coordinate (else the one), hours since 1970-01-01 00:00 UTC, as in the file."""
 
 
 @contextmanager
@@ -109,7 +110,7 @@ class _NetCDF:
         chunk = tuple(chunking) if isinstance(chunking, list) else None
         return Layout(tuple(variable.shape), np.dtype(variable.dtype).kind, chunk)
 
-    def read(self, name: str, rows: slice | None = None) -> Floats:
+    def read(self, name: str, rows: Rows = None) -> Floats:
         variable = self._dataset.variables[name]
         try:
             values = np.ma.asarray(variable[...] if rows is None else variable[rows])
@@ -117,8 +118,8 @@ class _NetCDF:
         except _DAMAGE as error:
             raise _unreadable(self.path, name, error) from None
 
-    def times(self) -> NDArray[np.int64]:
-        name = _time_name(self)
+    def times(self, name: str | None = None) -> NDArray[np.int64]:
+        name = name or _time_name(self)
         variable = self._dataset.variables[name]
         return _hours(
             self.path,
@@ -154,7 +155,7 @@ class ZarrStore:
         array = self._arrays[name]
         return Layout(tuple(array.shape), array.dtype.kind, tuple(array.shards or array.chunks))
 
-    def read(self, name: str, rows: slice | None = None) -> Floats:
+    def read(self, name: str, rows: Rows = None) -> Floats:
         array = self._arrays[name]
         try:
             raw = np.asarray(array[...] if rows is None else array[rows])
@@ -171,8 +172,8 @@ class ZarrStore:
         offset: Any = array.attrs.get("add_offset", 0.0)
         return values * float(factor) + float(offset) if packed else values
 
-    def times(self) -> NDArray[np.int64]:
-        name = _time_name(self)
+    def times(self, name: str | None = None) -> NDArray[np.int64]:
+        name = name or _time_name(self)
         calendar = str(self._arrays[name].attrs.get("calendar", "standard"))
         return _hours(self.path, self.read(name).astype(np.float64), self.unit(name), calendar)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from zarr.codecs import ZstdCodec
 from aqnet.batch import Batch, Grid, Statistics
 from aqnet.config import Config
 from aqnet.errors import AqnetError
+from aqnet.evaluation.interpolation import bilinear
 
 # names of the CF standard name table
 STANDARD_NAMES: Mapping[str, str] = {
@@ -87,6 +88,33 @@ class Writer:
                 values = physical.where(self._mask, np.nan).float().numpy()
                 for target, array in enumerate(self._arrays):
                     array[self._rows[time]] = values[:, target]
+
+
+class Elsewhere:
+    """A forecast made elsewhere, on the cells of the domain.
+
+    Attributes:
+        name: as in the rows of metrics.csv.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        read: Callable[[int, Sequence[int]], NDArray[np.float64]],
+        grid: tuple[NDArray[np.float64], NDArray[np.float64]],
+        config: Config,
+        ours: Grid,
+    ) -> None:
+        """`read`: targets [K, T, H, W] of an input time and lead times on its `grid`, whose
+        latitudes and longitudes [H, W] are interpolated to those of `ours`."""
+        self.name, self._read, self._lead_times = name, read, config.data.lead_times
+        points = (part[ours.mask].numpy() for part in (ours.lat, ours.lon))
+        self._regrid = bilinear(*grid, *points)
+
+    def forecast(self, time: int) -> NDArray[np.float64]:
+        """Physical values [K, T, N] from an input time, NaN where there is none."""
+        values = self._read(time, self._lead_times)
+        return self._regrid(values.reshape(*values.shape[:2], -1))
 
 
 def commit(path: Path) -> None:

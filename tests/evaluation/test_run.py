@@ -1,5 +1,6 @@
 """evaluate.py: byte-equal for any number of processes; what it refuses."""
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,43 @@ def test_what_a_source_file_lacks_is_named(trained: Path, tiny: dict[str, Any], 
     text = forecast(trained, tmp_path / "out", "2017-01-01T00:30", status=2)
     assert "no whole hour" in text
     assert not (tmp_path / "out").exists()
+
+
+def test_own_forecasts_given_as_a_file_score_as_themselves(trained: Path, tmp_path: Path):
+    options = ["--checkpoint", str(trained), "--max-samples", "9", "--save-forecasts"]
+    first, second = tmp_path / "whole", tmp_path / "second"
+    for name, number in (("whole", "9"), ("part", "4")):
+        run("evaluate.py", *options, number, "--output", str(tmp_path / name))
+    files = [f"{name}={tmp_path / name / 'forecasts.zarr'}" for name in ("whole", "part")]
+    given = [part for file in files for part in ("--forecast-file", file)]
+    run("evaluate.py", *options, "0", "--output", str(second), *given)
+    before, after = (rows_of(path) for path in (first, second))
+    assert [row for row in after if is_own(row)] == before
+    ours = [row for row in before if row["forecast"] == "aqnet"]
+    whole = [row for row in after if row["forecast"] == "whole" and not common(row)]
+    assert len(whole) == len(ours) > 0
+    for mine, theirs in zip(ours, whole, strict=True):
+        assert theirs["rmse"] == pytest.approx(mine["rmse"], rel=1e-5)
+        assert theirs["n"] == mine["n"]
+    # the other file holds 4 of 9 times: it is compared over those alone
+    part = [row for row in after if row["forecast"] == "part" and row["subset"] == "all"]
+    assert part == []
+    group = [row for row in after if row["subset"] == "common_part" and row["pollutant"] == "o3"]
+    assert {row["forecast"] for row in group} >= {"aqnet", "persistence", "whole", "part"}
+    assert len({row["n"] for row in group if row["lead_time_hours"] == 12}) == 1
+
+
+def rows_of(output: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads((output / "metrics.json").read_text())["rows"]
+    return rows
+
+
+def common(row: dict[str, Any]) -> bool:
+    return str(row["subset"]).startswith("common_")
+
+
+def is_own(row: dict[str, Any]) -> bool:
+    return row["forecast"] not in ("whole", "part") and not common(row)
 
 
 def test_place_without_a_checkpoint_is_one_line(tmp_path: Path):
