@@ -131,6 +131,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def num_nodes() -> int:
+    """On how many nodes they are (torchrun says; 1 without it)."""
+    return int(os.environ.get("GROUP_WORLD_SIZE", "1"))
+
+
 def is_main() -> bool:
     """Whether this is the process that writes files and speaks."""
     return rank() == 0
@@ -191,6 +196,27 @@ def on_main(function: Callable[[], Result]) -> Result:
 def barrier() -> None:
     """Wait until every process has come here."""
     sum_(torch.zeros(1))  # dist.barrier() guesses a device; a small sum does not
+
+
+def all_reduce_seconds(num_bytes: int) -> float:
+    """Time to sum float32 tensors of this size over the processes, the longest of theirs [s].
+
+    Of two sums the second: the first also opens connections. All must call.
+    """
+    if world_size() == 1:
+        return 0.0
+    device = _group_device()
+    values, elapsed = torch.zeros(num_bytes // 4, device=device), 0.0
+    for _ in range(2):
+        barrier()
+        began = time.perf_counter()
+        dist.all_reduce(values)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        elapsed = time.perf_counter() - began
+    longest = torch.tensor(elapsed, dtype=torch.float64, device=device)
+    dist.all_reduce(longest, op=dist.ReduceOp.MAX)
+    return float(longest)
 
 
 def wrap(model: nn.Module) -> nn.Module:
