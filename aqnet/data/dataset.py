@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
 import signal
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -36,8 +38,9 @@ def open_stores(config: Config) -> list[Store]:
     # looking for every shard file is for one process: 800 would ask the file system a million times
     whole = distributed.is_main()
     stores = [open_store(Path(config.data.stores) / f"{year}.zarr", whole=whole) for year in years]
-    for store in stores:
+    for year, store in zip(years, stores, strict=True):
         _check_store(store, stores[0], config)
+        _check_year(store, year)
     return stores
 
 
@@ -209,23 +212,62 @@ def collate(items: Sequence[Batch]) -> Batch:
     return Batch(*(torch.stack(tensors) for tensors in zip(*items, strict=True)))
 
 
+class _Told(Dataset[Batch | AqnetError]):
+    """A dataset whose errors for the user are values: raised in a loader process, torch would give
+    them its traceback as their message."""
+
+    def __init__(self, dataset: ForecastDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, item: int) -> Batch | AqnetError:
+        try:
+            return self.dataset[item]
+        except AqnetError as error:
+            return error
+
+
+def _collate_told(items: Sequence[Batch | AqnetError]) -> Batch | AqnetError:
+    for item in items:
+        if isinstance(item, AqnetError):
+            return item
+    return collate([item for item in items if not isinstance(item, AqnetError)])
+
+
+class _Loader(DataLoader[Batch]):
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        new_workers = self.num_workers > 0 and self._iterator is None
+        batches = super().__iter__()
+        if new_workers:
+            # multiprocessing would terminate them at exit, which they ignore, and wait for ever
+            atexit.register(_end_workers, weakref.ref(self))
+        for batch in batches:
+            if isinstance(batch, AqnetError):
+                _end_workers(weakref.ref(self))
+                raise batch
+            yield batch
+
+
 def loader(
     dataset: ForecastDataset, batch_sampler: Sampler[list[int]], workers: int
 ) -> DataLoader[Batch]:
-    """A loader of whole micro-batches, in pinned memory where there is a GPU.
-
-    Its generator is its own: iterating draws nothing from torch's default one.
-    """
-    return DataLoader(
-        dataset,
+    """Whole micro-batches, read in `workers` processes (0: in this one), in pinned memory where
+    there is a GPU. An `AqnetError` of a loader process is raised here as it was raised there."""
+    return _Loader(
+        _Told(dataset),  # type: ignore[arg-type]
         batch_sampler=batch_sampler,
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=_collate_told,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,
-        generator=torch.Generator(),
+        generator=torch.Generator(),  # iterating draws nothing from torch's default one
         worker_init_fn=_leave_signals_to_parent,
     )
+
+
+def _end_workers(reference: weakref.ref[_Loader]) -> None:
+    loader = reference()
+    if loader is not None and loader._iterator is not None:
+        loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
 
 
 def _leave_signals_to_parent(worker: int) -> None:
@@ -283,6 +325,15 @@ def _numbers(statistics: Statistics, names: tuple[str, ...]) -> tuple[Tensor, Te
     except KeyError as error:
         raise AqnetError(f"the statistics lack the variable {error}; compute them again") from None
     return mean.float()[:, None, None], std.float()[:, None, None]
+
+
+def _check_year(store: Store, year: int) -> None:
+    for hour in store.time[[0, -1]].tolist():
+        if split.year_of(hour) != year:
+            raise AqnetError(
+                f"{store.path}: holds {np.datetime64(hour, 'h')}, which is not of {year}; put the "
+                "stores back under their own names"
+            )
 
 
 def _check_store(store: Store, first: Store, config: Config) -> None:

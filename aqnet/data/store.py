@@ -153,6 +153,8 @@ def open_store(path: str | Path, *, whole: bool = True) -> Store:
 def _get(group: zarr.Group, name: str) -> NDArray[Any]:
     array = group[name]
     assert isinstance(array, zarr.Array)
+    if array.nchunks_initialized != array.nchunks:  # Zarr would read zeros
+        raise FileNotFoundError(f"the file of {name!r} is missing")
     return np.asarray(array[...])
 
 

@@ -23,7 +23,7 @@ import zarr
 from numcodecs import blosc
 from numcodecs.checksum32 import CRC32C
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 from aqnet.batch import Grid
 from aqnet.checkpoint_files import sync
@@ -226,6 +226,8 @@ def put(
         name,
         data=values,
         chunks=tuple(max(1, size) for size in values.shape),
+        compressors=[ZstdCodec(level=1), Crc32cCodec()],
+        config={"write_empty_chunks": True},  # so that a file that is not there was lost
         dimension_names=dims,
         attributes=attributes,
         overwrite=overwrite,

@@ -1,15 +1,17 @@
 import pickle
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
 from aqnet.batch import Statistics
 from aqnet.data import dataset, statistics
 from aqnet.data.sampler import EvaluationSampler
-from aqnet.data.store import Store
+from aqnet.data.store import Store, open_store
 from aqnet.errors import AqnetError
 from tests.data.worlds import FIRST, GAP, LAST, NAMES, config, grid, hour, value, write, write_both
 
@@ -112,6 +114,10 @@ def test_an_item_reads_one_chunk_for_each_time(folder: Path, monkeypatch: pytest
     assert sorted(rows) == [2, 5, 26]
     _ = train[-1]
     assert len(rows) == 3
+    rows.clear()
+    history = config(folder, history_hours=[0, -24])
+    _ = dataset.ForecastDataset(history, "train", STATISTICS)[2]
+    assert sorted(rows) == [2, 26, 47]  # its target in 3 h lies in the gap
 
 
 def test_the_empty_item_has_the_shapes_of_others_and_counts_nowhere(folder: Path):
@@ -133,14 +139,8 @@ def test_the_empty_item_has_the_shapes_of_others_and_counts_nowhere(folder: Path
 def test_workers_read_what_the_main_process_reads(folder: Path, start: str):
     train = dataset.ForecastDataset(config(folder), "train", STATISTICS)
     alone = [train[item] for item in range(8)]  # also makes zarr start its threads before the fork
-    sampler = EvaluationSampler(8, 4, 0, 1)
-    loader = DataLoader(
-        train,
-        batch_sampler=sampler,
-        num_workers=2,
-        collate_fn=dataset.collate,
-        multiprocessing_context=start,
-    )
+    loader = dataset.loader(train, EvaluationSampler(8, 4, 0, 1), 2)
+    loader.multiprocessing_context = start
     found = list(loader)
     for batch, items in zip(found, (alone[:4], alone[4:]), strict=True):
         for tensor, expected in zip(batch, dataset.collate(items), strict=True):
@@ -209,6 +209,25 @@ def test_damaged_chunk_is_named_with_its_time(tmp_path: Path):
             _ = train[item]
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_damage_found_in_a_loader_process_is_the_same_one_line(tmp_path: Path, workers: int):
+    write_both(tmp_path)
+    train = dataset.ForecastDataset(config(tmp_path), "train", STATISTICS)
+    (tmp_path / "2015.zarr/fields/c/0/0/0/0").write_bytes(b"short")
+    loader = dataset.loader(train, EvaluationSampler(4, 2, 0, 1), workers)
+    with pytest.raises(AqnetError, match=r"2015\.zarr: the fields of 2015-12-29T") as error:
+        next(iter(loader))
+    assert "\n" not in str(error.value)
+
+
+def test_a_store_under_the_name_of_another_year_is_refused(tmp_path: Path):
+    write_both(tmp_path)
+    shutil.rmtree(tmp_path / "2016.zarr")
+    shutil.copytree(tmp_path / "2015.zarr", tmp_path / "2016.zarr")
+    with pytest.raises(AqnetError, match=r"2016\.zarr: holds 2015-12-29T00, which is not of 2016"):
+        dataset.open_stores(config(tmp_path))
+
+
 def test_stores_that_do_not_fit_together_are_refused_by_name(tmp_path: Path):
     write(tmp_path, 2015, list(range(FIRST, FIRST + 30)))
     with pytest.raises(AqnetError, match=r"2016\.zarr: no such store"):
@@ -222,16 +241,16 @@ def test_stores_that_do_not_fit_together_are_refused_by_name(tmp_path: Path):
     ):
         folder = tmp_path / str(at)
         write(folder, 2015, list(range(FIRST, FIRST + 30)))
-        write(folder, 2016, list(range(FIRST + 30, FIRST + 60)), **other)
+        write(folder, 2016, list(range(FIRST + 72, FIRST + 102)), **other)
         with pytest.raises(AqnetError, match=rf"2016\.zarr: .*{message}"):
             dataset.open_stores(config(folder))
 
 
 def test_an_hour_in_two_stores_is_refused(tmp_path: Path):
     write(tmp_path, 2015, list(range(FIRST, FIRST + 30)))
-    write(tmp_path, 2016, list(range(FIRST + 29, FIRST + 60)))
-    with pytest.raises(AqnetError, match="2015-12-30T05 is there twice"):
-        dataset.ForecastDataset(config(tmp_path), "train", STATISTICS)
+    first = open_store(tmp_path / "2015.zarr")
+    with pytest.raises(AqnetError, match="2015-12-29T00 is there twice"):
+        dataset.TimeIndex([first, first])
 
 
 def test_a_split_without_samples_and_missing_statistics_are_errors(folder: Path):
@@ -246,3 +265,26 @@ def test_a_dataset_can_be_pickled(folder: Path):
     train = dataset.ForecastDataset(config(folder), "train", STATISTICS)
     again = pickle.loads(pickle.dumps(train))
     torch.testing.assert_close(again[3].fields, train[3].fields, equal_nan=True)
+
+
+def test_a_process_that_fails_with_living_loader_processes_ends(folder: Path):
+    script = f"""
+from pathlib import Path
+from aqnet import errors
+from aqnet.data import dataset
+from aqnet.data.sampler import EvaluationSampler
+from tests.data.test_dataset import STATISTICS, config
+
+train = dataset.ForecastDataset(config(Path({str(folder)!r})), "train", STATISTICS)
+loader = dataset.loader(train, EvaluationSampler(8, 2, 0, 1), 1)
+
+def main():
+    for batch in loader:
+        raise errors.AqnetError("something else went wrong")
+
+errors.run(main)
+"""
+    command = [sys.executable, "-c", script]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2
+    assert ended.stderr == "error: something else went wrong\n"

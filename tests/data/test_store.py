@@ -1,5 +1,6 @@
 import pickle
 import resource
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -173,6 +174,37 @@ def test_files_lost_after_opening_are_never_read_as_missing_values(written: Path
     shards(written)[1].unlink()
     with pytest.raises(AqnetError):
         opened.read(50)
+
+
+@pytest.mark.parametrize("name", ["static", "mask", "time", "lat", "lon"])
+def test_damage_of_a_small_array_is_an_error_when_opening(written: Path, name: str):
+    (chunk,) = (file for file in (written / name / "c").rglob("*") if file.is_file())
+    data = bytearray(chunk.read_bytes())
+    data[len(data) // 2] ^= 8
+    chunk.write_bytes(data)
+    with pytest.raises(AqnetError, match=r"2015\.zarr: damaged .*checksum"):
+        store.open_store(written)
+    chunk.unlink()
+    with pytest.raises(AqnetError, match=rf"2015\.zarr: damaged \(the file of '{name}' is missing"):
+        store.open_store(written)
+    shutil.rmtree(written / name)
+    with pytest.raises(AqnetError, match=rf"2015\.zarr: damaged .*{name}"):
+        store.open_store(written)
+
+
+@pytest.mark.parametrize("size", [0, 100, -10])
+def test_truncated_files_of_fields_are_errors_that_name_store_and_time(written: Path, size: int):
+    shard = shards(written)[0]
+    shard.write_bytes(shard.read_bytes()[:size])
+    with pytest.raises(AqnetError, match=r"2015\.zarr: the fields of 2015-08-20T01 cannot be read"):
+        store.open_store(written).read(9)
+
+
+def test_metadata_cut_short_is_an_error(written: Path):
+    text = (written / "zarr.json").read_text()
+    (written / "zarr.json").write_text(text[: len(text) // 2])
+    with pytest.raises(AqnetError, match=r"2015\.zarr: not a training store"):
+        store.open_store(written)
 
 
 def test_a_file_system_that_refuses_is_one_clear_error(tmp_path: Path):
