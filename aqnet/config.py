@@ -144,6 +144,7 @@ class Validation:
 class Plan:
     """What `aqnet.training.plan` cannot read elsewhere."""
 
+    grid: tuple[int, int] | None = None
     domain_fraction: float = 1.0
     peak_tflops: float | None = None
 

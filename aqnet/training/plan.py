@@ -1,0 +1,386 @@
+"""What a run will need, before anyone queues for it.
+
+    python -m aqnet.training.plan --config C --nodes 100 --gpus-per-node 8 --preset lumi-g
+
+Parameters, FLOP and activations are formulas of the config alone; a test compares them with the
+real model. Where the training stores exist, their grid, domain and hours are read from them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from aqnet import config as configs
+from aqnet.checkpoint_files import replace_text
+from aqnet.config import Config
+from aqnet.errors import AqnetError, run
+from aqnet.training import machine as machines
+from aqnet.training.machine import GB, Machine
+
+_SCAN_FEATURES = 64  # aqnet.model.climax.SCAN_FEATURES
+_BUCKET = 25 * 2**20  # bytes of a DDP bucket
+_HOUR = np.timedelta64(1, "h")
+
+
+@dataclass(frozen=True)
+class Size:
+    """What the formulas need besides the config.
+
+    Attributes:
+        height, width: cells of the grid; tokens: of one sequence.
+        hours: of the training split; said: what was assumed.
+    """
+
+    height: int
+    width: int
+    tokens: int
+    hours: int
+    said: tuple[str, ...] = ()
+
+
+def size_of(config: Config) -> Size:
+    """Grid, tokens and hours: from the stores where they exist, assumed where not.
+
+    Raises:
+        AqnetError: there are no stores, and the config says no grid.
+    """
+    periods = [_period(text) for text in config.data.split.train]
+    years = {int(first.astype("datetime64[Y]").astype(int)) + 1970 for first, _ in periods}
+    paths = [Path(config.data.stores) / f"{year}.zarr" for year in sorted(years)]
+    if all(path.is_dir() for path in paths):
+        return _stored_size(config, paths, periods)
+    shape = config.data.shape or config.plan.grid
+    if shape is None:
+        raise AqnetError(
+            f"{paths[0]}: no such store, so the grid is unknown; set plan.grid (such as 128x256) "
+            "or prepare the data first"
+        )
+    patches = math.prod(-(-cells // config.model.patch) for cells in shape)
+    share = config.plan.domain_fraction if config.model.tokens == "domain" else 1.0
+    hours = sum(int((end - first) / _HOUR) for first, end in periods)
+    said = (
+        f"no stores at {config.data.stores}: a grid of {shape[0]} x {shape[1]} cells, every hour "
+        f"of the training periods, and {share:.0%} of the patches as tokens are assumed",
+    )
+    return Size(*shape, tokens=round(share * patches), hours=hours, said=said)
+
+
+def _period(text: str) -> tuple[np.datetime64, np.datetime64]:
+    first, _, last = text.partition("/")
+    begin, end = np.datetime64(first), np.datetime64(last or first) + 1
+    return begin.astype("datetime64[h]"), end.astype("datetime64[h]")
+
+
+def _stored_size(
+    config: Config, paths: Sequence[Path], periods: Sequence[tuple[np.datetime64, np.datetime64]]
+) -> Size:
+    hours = 0
+    for path in paths:
+        group = zarr.open_group(path, mode="r")
+        mask, time = (np.asarray(group[name]) for name in ("mask", "time"))
+        when = time.astype("datetime64[h]")
+        hours += int(np.any([(when >= first) & (when < end) for first, end in periods], 0).sum())
+    patch = config.model.patch
+    height, width = mask.shape
+    padded = np.pad(mask, ((0, -height % patch), (0, -width % patch)))
+    rows, columns = padded.shape[0] // patch, padded.shape[1] // patch
+    inside = padded.reshape(rows, patch, columns, patch).any((1, 3))
+    tokens = int(inside.sum()) if config.model.tokens == "domain" else inside.size
+    return Size(height, width, tokens, hours, (f"grid, domain and hours read from {paths[0]} ...",))
+
+
+# --- the model in formulas ----------------------------------------------------------------------
+
+
+def parameters(config: Config, size: Size) -> dict[str, int]:
+    """Number of parameters per part of the model."""
+    model, dim, hidden = config.model, config.model.embed_dim, _hidden(config)
+    variables, targets = len(config.input_variables), len(config.data.targets)
+    leads = len(config.data.lead_times)
+    patches = math.prod(-(-cells // model.patch) for cells in (size.height, size.width))
+    terrain = sum(_has_terrain(config, number) for number in range(model.depth))
+    block = 4 * dim + 4 * dim * dim + 4 * dim + 2 * dim * hidden + hidden + dim
+    return {
+        "embedding": variables * dim * (model.patch**2 + 2) + dim + 4 * (dim * dim + dim),
+        "positions": patches * dim,
+        "lead time": 0 if model.lead_time_mode == "joint" else 2 * dim,
+        "scan and calendar": (_SCAN_FEATURES + 1) * dim * model.scan_embedding
+        + (_calendar(config) + 1) * dim * (model.calendar != "off"),
+        "blocks": model.depth * block + terrain * 2 * model.num_heads,
+        "head": 2 * dim + model.decoder_depth * (dim * dim + dim) + (dim + 1) * _outputs(config),
+        "rho": leads * targets * (model.predict == "change"),
+    }
+
+
+def forward_flops(config: Config, size: Size) -> dict[str, float]:
+    """FLOP of the forward of one item with all its lead times: linear layers, attention."""
+    model, dim = config.model, config.model.embed_dim
+    inputs = len(config.input_variables) * (model.patch**2 + 1)
+    rows = size.tokens * _sequences(config)
+    embedding = 2.0 * size.tokens * (inputs * (model.num_heads + dim) + dim * dim)
+    embedding += 2.0 * size.tokens * _SCAN_FEATURES * dim * model.scan_embedding
+    # the folded matrices are made once per micro-batch
+    embedding += 2.0 * inputs * dim * dim / config.train.micro_batch
+    head = 2.0 * rows * dim * (model.decoder_depth * dim + _outputs(config) + _calendar(config))
+    blocks = model.depth * machines.linear_flops(rows, dim, _hidden(config))
+    attention = sum(
+        machines.attention_flops(rows, _window(config, size), _attention_width(config, number))
+        for number in range(model.depth)
+    )
+    return {"linear": embedding + head + blocks, "attention": attention}
+
+
+def training_flops(config: Config, size: Size) -> dict[str, float]:
+    """FLOP of forward and backward of one item: linear layers, attention, work done twice.
+
+    Linear layers take twice their forward in the backward; attention 2.5 times (it is made again
+    from its log-sum-exps). `twice` is what activation checkpointing repeats.
+    """
+    forward = forward_flops(config, size)
+    rows = size.tokens * _sequences(config)
+    again = config.model.depth * machines.linear_flops(
+        rows, config.model.embed_dim, _hidden(config)
+    )
+    return {
+        "linear": 3.0 * forward["linear"],
+        "attention": 3.5 * forward["attention"],
+        "twice": (again + forward["attention"]) * config.model.activation_checkpointing,
+    }
+
+
+def activation_bytes(config: Config, size: Size) -> float:
+    """Bytes that one item keeps for the backward, in FP32 or BF16, and those of its largest layer.
+
+    A block keeps, in widths of a token: its input, both norms' outputs, queries, keys and values,
+    the attention's output twice (by head, by token), the sum between, and both sides of GELU; with
+    dropout the hidden layer once more and masks of one byte.
+    """
+    model, dim, hidden = config.model, config.model.embed_dim, _hidden(config)
+    wide = 2 if config.train.precision == "bf16" else 4
+    rows = size.tokens * _sequences(config)
+    block = wide * (9 * dim + 2 * hidden)
+    if model.drop_rate > 0:
+        block += wide * (hidden + 2 * dim) + hidden + 2 * dim
+    blocks = model.depth * rows * (4 * dim if model.activation_checkpointing else block)
+    if model.activation_checkpointing:
+        blocks += rows * block
+    inputs = len(config.input_variables) * (model.patch**2 + 1)
+    embedding = 4.0 * size.tokens * (model.num_heads * inputs * 2 + inputs * 2 + 3 * dim)
+    embedding += 4.0 * size.tokens * _SCAN_FEATURES * 2 * model.scan_embedding
+    head = wide * rows * (dim * (1 + 2 * model.decoder_depth) + _outputs(config))
+    fields = 4.0 * size.height * size.width * len(config.data.lead_times)
+    fields *= 6 * len(config.data.targets)  # forecast, targets, difference, where, gradient
+    backward = wide * rows * 3 * hidden  # gradients alive at the widest layer
+    return blocks + embedding + head + fields + backward
+
+
+def _hidden(config: Config) -> int:
+    return int(config.model.embed_dim * config.model.mlp_ratio)
+
+
+def _sequences(config: Config) -> int:
+    return 1 if config.model.lead_time_mode == "joint" else len(config.data.lead_times)
+
+
+def _outputs(config: Config) -> int:
+    leads = len(config.data.lead_times) if config.model.lead_time_mode == "joint" else 1
+    return config.model.patch**2 * leads * len(config.data.targets)
+
+
+def _calendar(config: Config) -> int:
+    if config.model.calendar == "off":
+        return 0
+    targets = len(config.data.lead_times) if config.model.lead_time_mode == "joint" else 1
+    return 3 + 3 * targets + (2 if config.model.calendar == "day_and_year" else 0)
+
+
+def _has_terrain(config: Config, number: int) -> bool:
+    terrain = config.model.terrain
+    return terrain.enabled and (terrain.blocks is None or number in terrain.blocks)
+
+
+def _window(config: Config, size: Size) -> int:
+    return (
+        min(size.tokens, config.model.window) if config.model.attention == "window" else size.tokens
+    )
+
+
+def _attention_width(config: Config, number: int) -> int:
+    """Widths of all heads; terrain appends two numbers and pads to a multiple of 8."""
+    heads = config.model.num_heads
+    width = config.model.embed_dim // heads
+    return heads * (-(-(width + 2) // 8) * 8 if _has_terrain(config, number) else width)
+
+
+# --- the cluster --------------------------------------------------------------------------------
+
+
+def plan(config: Config, size: Size, nodes: int, per_node: int, machine: Machine) -> dict[str, Any]:
+    """Every figure of the plan, in bytes, seconds and FLOP.
+
+    Raises:
+        AqnetError: the effective batch does not divide among the processes.
+    """
+    processes, leads = nodes * per_node, len(config.data.lead_times)
+    accumulation, items = config.accumulation(processes), config.train.micro_batch
+    count = sum(parameters(config, size).values())
+    flops = training_flops(config, size)
+    compute = _micro_step_seconds(config, size, machine)
+    update = 7 * 4.0 * count / machine.elementwise  # AdamW reads four and writes three numbers
+    reduce_ = machines.all_reduce_seconds(4.0 * count, nodes, per_node, machine)
+    # all but the last bucket travels while the last micro-batch's backward goes on
+    last = machines.all_reduce_seconds(min(4.0 * count, _BUCKET), nodes, per_node, machine)
+    exposed = max(last, reduce_ - 2 / 3 * compute) if processes > 1 else 0.0
+    step = accumulation * compute + exposed + update
+    batch = config.train.effective_batch // leads
+    rate = batch / step
+    moments = count * 4.0
+    activations = items * activation_bytes(config, size)
+    read = _item_bytes(config, size)
+    steps = config.train.max_steps
+    return {
+        "processes": processes,
+        "tokens": size.tokens,
+        "items_per_step": batch,
+        "accumulation": accumulation,
+        "steps_per_epoch": math.ceil(size.hours / batch),
+        "parameters": count,
+        "flops_per_item": sum(flops.values()),
+        "memory": {
+            "base": machine.base,
+            "parameters": moments,
+            "gradients": moments,
+            "optimizer": 2 * moments,
+            "moving average": moments if config.train.ema_decay else 0.0,
+            "checkpoint copy": 3 * moments if machine.name == "local" else 0.0,
+            "activations": activations,
+        },
+        "memory_available": machine.memory,
+        "all_reduce_bytes": moments,
+        "all_reduce_seconds": reduce_,
+        "all_reduce_exposed_seconds": exposed,
+        "micro_step_seconds": compute,
+        "update_seconds": update,
+        "step_seconds": step,
+        "efficiency": accumulation * compute / step,
+        "items_per_second": rate,
+        "read_bytes_per_second": rate * read,
+        "read_bytes_per_second_and_node": rate * read / nodes,
+        "checkpoint_bytes": 3 * moments + (moments if config.train.ema_decay else 0.0),
+        "checkpoint_seconds": 3 * moments / machine.disk,
+        "run_seconds": None if steps is None else steps * step,
+    }
+
+
+def _micro_step_seconds(config: Config, size: Size, machine: Machine) -> float:
+    """Forward and backward of a micro-batch: matrix products, attention, and the rest by bytes."""
+    model, flops = config.model, training_flops(config, size)
+    rows = size.tokens * _sequences(config)
+    per_row = machines.elementwise_bytes(model.embed_dim, _hidden(config), model.drop_rate > 0)
+    inputs = len(config.input_variables) * (model.patch**2 + 1)
+    # scores, softmax and weighted pixels of every head and variable, forward and backward
+    moved = rows * model.depth * per_row + 4.0 * size.tokens * model.num_heads * inputs * 12
+    seconds = (flops["linear"] + flops["twice"]) / machine.linear
+    seconds += flops["attention"] / machine.attention + moved / machine.elementwise
+    return config.train.micro_batch * seconds
+
+
+def _item_bytes(config: Config, size: Size) -> float:
+    """Uncompressed bytes of the hours that an item reads."""
+    data = config.data
+    channels = {*data.variables, *data.targets} - set(configs.STATIC_VARIABLES)
+    hours = len(data.history_hours) + len(data.lead_times)
+    wide = 2 if data.dtype == "float16" else 4
+    return float(wide * hours * len(channels) * size.height * size.width)
+
+
+def described(config: Config, size: Size, figures: dict[str, Any], machine: Machine) -> str:
+    """The plan as text."""
+    memory = figures["memory"]
+    total, available = sum(memory.values()), figures["memory_available"]
+    parts = ", ".join(f"{name} {_size(value)}" for name, value in memory.items() if value)
+    seconds = figures["run_seconds"]
+    whole = "until train.max_steps is set, unknown" if seconds is None else _time(seconds)
+    effective = config.train.effective_batch
+    lines = [
+        f"grid              {size.height} x {size.width} cells, {size.tokens} tokens of "
+        f"{config.model.patch} x {config.model.patch}",
+        f"model             {figures['parameters']:,} parameters, "
+        f"{figures['flops_per_item'] / 1e9:,.1f} GFLOP an item, forward and backward",
+        f"effective batch   {effective} forecasts = {figures['processes']} processes x "
+        f"{config.train.micro_batch} items x {len(config.data.lead_times)} lead times x "
+        f"accumulation {figures['accumulation']}",
+        f"epoch             {size.hours:,} items, {figures['steps_per_epoch']:,} steps",
+        f"memory a process  {_size(total)} of {_size(available)}: {parts}"
+        + ("" if total < 0.9 * available else "   TOO MUCH: lower train.micro_batch"),
+        f"all-reduce        {_size(figures['all_reduce_bytes'])} a step, "
+        f"{_time(figures['all_reduce_seconds'])}, of which "
+        f"{_time(figures['all_reduce_exposed_seconds'])} not behind the backward",
+        f"step              {_time(figures['step_seconds'])}: "
+        f"{figures['accumulation']} x {_time(figures['micro_step_seconds'])} forward and backward, "
+        f"update {_time(figures['update_seconds'])}; efficiency {figures['efficiency']:.0%}",
+        f"speed             {figures['items_per_second']:,.1f} items/s; reading "
+        f"{_size(figures['read_bytes_per_second'])}/s in all, "
+        f"{_size(figures['read_bytes_per_second_and_node'])}/s a node, before compression",
+        f"checkpoint        {_size(figures['checkpoint_bytes'])}, "
+        f"{_time(figures['checkpoint_seconds'])} in the background",
+        f"whole run         {whole}, without validation",
+        "assumptions:",
+        *(f"  - {text}" for text in (*size.said, *machine.said)),
+        "  - the all-reduce by the alpha-beta model, the faster of ring and tree, behind the last "
+        "micro-batch's backward but for its last bucket of 25 MiB",
+        "  - reading, validation and checkpoints hide behind the steps",
+    ]
+    return "\n".join(lines)
+
+
+def _size(value: float) -> str:
+    for unit, scale in (("TB", 1e12), ("GB", GB), ("MB", 1e6)):
+        if value >= scale:
+            return f"{value / scale:.3g} {unit}"
+    return f"{value / 1e3:.3g} kB"
+
+
+def _time(seconds: float) -> str:
+    for unit, scale in (("h", 3600.0), ("min", 60.0), ("s", 1.0)):
+        if seconds >= scale:
+            return f"{seconds / scale:.3g} {unit}"
+    return f"{seconds * 1e3:.3g} ms"
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m aqnet.training.plan", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--config", required=True, help="YAML file")
+    parser.add_argument("--nodes", type=int, default=1)
+    parser.add_argument("--gpus-per-node", type=int, default=1, help="processes per node")
+    parser.add_argument("--preset", choices=machines.PRESETS, default="local")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    options = parser.parse_intermixed_args()
+    config = configs.load(options.config, options.overrides)
+    size = size_of(config)
+    config.accumulation(options.nodes * options.gpus_per_node)  # refused before anything is timed
+    machine = (
+        machines.this_machine(config.model, size.tokens, config.train.micro_batch)
+        if options.preset == "local"
+        else machines.preset(options.preset, config.train.precision)
+    )
+    figures = plan(config, size, options.nodes, options.gpus_per_node, machine)
+    print(described(config, size, figures, machine))
+    if options.json is not None:
+        replace_text(options.json, json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    run(main)
