@@ -157,30 +157,34 @@ def training_flops(config: Config, size: Size) -> dict[str, float]:
     }
 
 
-def activation_bytes(config: Config, size: Size) -> float:
-    """Bytes that one item keeps for the backward, in FP32 or BF16, and those of its largest layer.
+def activation_bytes(config: Config, size: Size) -> dict[str, float]:
+    """Bytes of one item: those kept for the backward, and the most that comes and goes besides.
 
     A block keeps, in widths of a token: its input, both norms' outputs, queries, keys and values,
-    the attention's output twice (by head, by token), the sum between, and both sides of GELU; with
-    dropout the hidden layer once more and masks of one byte.
+    the attention's output by head and by token, the sum between, and both sides of GELU; with
+    dropout the noise of the hidden layer and of both branches too (as on CPU; a GPU keeps less).
     """
     model, dim, hidden = config.model, config.model.embed_dim, _hidden(config)
     wide = 2 if config.train.precision == "bf16" else 4
-    rows = size.tokens * _sequences(config)
-    block = wide * (9 * dim + 2 * hidden)
-    if model.drop_rate > 0:
-        block += wide * (hidden + 2 * dim) + hidden + 2 * dim
-    blocks = model.depth * rows * (4 * dim if model.activation_checkpointing else block)
+    rows, variables = size.tokens * _sequences(config), len(config.input_variables)
+    noise = model.drop_rate > 0
+    block = wide * rows * (9 * dim + 2 * hidden + (hidden + 2 * dim) * noise)
+    blocks = model.depth * block
     if model.activation_checkpointing:
-        blocks += rows * block
-    inputs = len(config.input_variables) * (model.patch**2 + 1)
-    embedding = 4.0 * size.tokens * (model.num_heads * inputs * 2 + inputs * 2 + 3 * dim)
-    embedding += 4.0 * size.tokens * _SCAN_FEATURES * 2 * model.scan_embedding
-    head = wide * rows * (dim * (1 + 2 * model.decoder_depth) + _outputs(config))
-    fields = 4.0 * size.height * size.width * len(config.data.lead_times)
-    fields *= 6 * len(config.data.targets)  # forecast, targets, difference, where, gradient
-    backward = wide * rows * 3 * hidden  # gradients alive at the widest layer
-    return blocks + embedding + head + fields + backward
+        blocks = model.depth * wide * rows * dim + block
+    inputs = variables * (model.patch**2 + 1)
+    numbers = (
+        model.num_heads * (inputs + variables) + variables * model.patch**2 + (2 + noise) * dim
+    )
+    embedding = 4.0 * size.tokens * (numbers + _SCAN_FEATURES * model.scan_embedding)
+    head = wide * rows * dim * (2 + 2 * model.decoder_depth) + 4.0 * rows * _calendar(config)
+    pairs = len(config.data.lead_times) * len(config.data.targets)
+    forecast = 4.0 * pairs * size.height * size.width
+    return {
+        "kept": blocks + embedding + head + forecast,
+        # forecast by token and cell, difference, square and gradients; or the widest layer's
+        "passing": max(6 * forecast, 3.0 * wide * rows * hidden),
+    }
 
 
 def _hidden(config: Config) -> int:
@@ -244,7 +248,7 @@ def plan(config: Config, size: Size, nodes: int, per_node: int, machine: Machine
     batch = config.train.effective_batch // leads
     rate = batch / step
     moments = count * 4.0
-    activations = items * activation_bytes(config, size)
+    activations = items * sum(activation_bytes(config, size).values())
     read = _item_bytes(config, size)
     steps = config.train.max_steps
     return {
