@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,11 +13,14 @@ from numpy.typing import NDArray
 from aqnet.batch import Grid
 from aqnet.config import STATIC_VARIABLES, Config
 from aqnet.data.resample import Resampler
-from aqnet.data.sources import SourceView
+from aqnet.data.sources import SourceView, dynamic_names
 from aqnet.data.static_fields import StaticFile
+from aqnet.data.store import HOURS_PER_SHARD
 from aqnet.data.winds import grid_angle, to_earth
 from aqnet.errors import AqnetError
 
+_BLOCK_BYTES = 320e6  # of fields in memory at once in a worker, which needs about four times it
+_BLOCK_HOURS = 5 * HOURS_PER_SHARD
 _COUNTS = ("population",)  # added up where cells are joined, not averaged
 
 Array = NDArray[Any]
@@ -62,6 +66,15 @@ class ModelGrid:
             u, v = names.index("u"), names.index("v")
             block[:, u], block[:, v] = to_earth(block[:, u], block[:, v], self._angle)
         return self._padded(block if self._resampler is None else self._resampler.mean(block))
+
+    def blocks(self, start: int, stop: int) -> list[slice]:
+        """Rows start to stop in blocks of whole shards that a worker can hold."""
+        hour = 4 * len(dynamic_names(self._data)) * max(self.lat.size, self.sources.lat.size)
+        shard = HOURS_PER_SHARD
+        size = int(max(shard, min(_BLOCK_HOURS, _BLOCK_BYTES // hour // shard * shard)))
+        # at multiples of the size, so that blocks begin where chunks of the source do
+        edges = [start, *range((start // size + 1) * size, stop, size), stop]
+        return [slice(a, b) for a, b in itertools.pairwise(edges)]
 
     def domain_file(self) -> NDArray[np.bool_] | None:
         """The domain mask of `data.mask_file`, shape [H, W], None where the config names none."""

@@ -19,6 +19,7 @@ from aqnet.data.dataset import ForecastDataset
 from aqnet.data.moments import Moments, merged, moments
 from aqnet.data.sources import dynamic_names
 from aqnet.data.store import Store
+from aqnet.data.store_writer import writing
 from aqnet.errors import AqnetError
 
 
@@ -52,7 +53,10 @@ def write(config: Config, stores: Sequence[Store]) -> Path:
         "stores": {store.path.name: store.checksum for store in stores},
     }
     path = Path(config.data.stores) / "statistics.json"
-    replace_text(path, json.dumps(content, indent=1))
+    text = json.dumps(content, indent=1)
+    with writing(path):
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            replace_text(path, text)
     return path
 
 

@@ -71,7 +71,7 @@ class StoreWriter:
         assert start_row % HOURS_PER_SHARD == 0
         assert end % HOURS_PER_SHARD == 0 or end == len(self.time)
         stored = block.astype(self.dtype, copy=False)
-        with _writing(self.partial):
+        with writing(self.partial):
             digests = {}
             for first in range(0, len(stored), HOURS_PER_SHARD):
                 file = shard_path(self.partial, start_row + first)
@@ -86,27 +86,35 @@ class StoreWriter:
 
     def missing(self) -> list[range]:
         """Blocks of rows that are still to be written, each beginning at a shard."""
+        if _attributes(self.partial).get("complete"):  # its receipts may be gone
+            return []
         written = np.zeros(len(self.time), bool)
         for start, measured, _ in self._written():
             written[start : start + len(measured)] = True
         edges = np.flatnonzero(np.diff(written, prepend=True, append=True))
         return [range(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
 
-    def commit(self) -> None:
+    def commit(self) -> NDArray[np.int64]:
         """Check that the store is whole, flush it to disk and rename it to its final name.
 
+        Returns:
+            The times at which no value is present in the domain.
         Raises:
             AqnetError: a time step was never written, or the file system refuses.
         """
         if self.path.exists():
             raise AqnetError(f"{self.path}: exists already; remove it to prepare it again")
-        with _writing(self.partial):
+        with writing(self.partial):
             group = zarr.open_group(self.partial, mode="r+")
             if not group.attrs.get("complete"):
                 self._complete(group)
+            measured = group["moments"]
+            assert isinstance(measured, zarr.Array)
+            empty = self.time[np.asarray(measured[:, 0]).sum(axis=1) == 0]
             shutil.rmtree(self._receipts, ignore_errors=True)
             self.partial.rename(self.path)
             sync(self.path.parent)
+        return empty
 
     def _complete(self, group: zarr.Group) -> None:
         for rows in self.missing():
@@ -187,10 +195,10 @@ def create(
     writer = StoreWriter(
         path, path.with_name(path.name + ".partial"), time, arrays["mask"][0], dtype
     )
-    if _begun(writer.partial) == begun:
+    if _attributes(writer.partial).get("begun") == begun:
         return writer
     shutil.rmtree(writer.partial, ignore_errors=True)
-    with _writing(writer.partial):
+    with writing(writer.partial):
         group = zarr.open_group(writer.partial, mode="w", zarr_format=3)
         group.create_array(
             "fields",
@@ -234,17 +242,18 @@ def put(
     )
 
 
-def _begun(partial: Path) -> str | None:
-    """What an unfinished store was begun as, None where there is none or its start was cut."""
+def _attributes(partial: Path) -> dict[str, Any]:
+    """Of an unfinished store; none where there is none or its start was cut."""
     try:
-        attributes: dict[str, Any] = json.loads((partial / "zarr.json").read_text())["attributes"]
+        found: dict[str, Any] = json.loads((partial / "zarr.json").read_text())["attributes"]
     except (OSError, ValueError, KeyError):
-        return None
-    return attributes.get("begun")
+        return {}
+    return found
 
 
 @contextmanager
-def _writing(partial: Path) -> Iterator[None]:
+def writing(partial: Path) -> Iterator[None]:
+    """Say in one line that the file system refuses."""
     try:
         yield
     except OSError as error:

@@ -1,0 +1,90 @@
+"""The domain: the cells in which forecasts are made and scored, one mask for all stores."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aqnet.config import Config
+from aqnet.data import split, store
+from aqnet.data.model_grid import ModelGrid
+from aqnet.data.origin import made_from, store_path
+from aqnet.data.parallel import Progress, run_blocks
+from aqnet.data.store_writer import writing
+from aqnet.errors import AqnetError
+
+Array = NDArray[Any]
+
+
+def domain(config: Config, grid: ModelGrid, workers: int) -> Array:
+    """The domain mask of the model grid, bool, shape [H, W], from `data.mask_file` or the data.
+
+    Raises:
+        AqnetError: no cell is in it.
+    """
+    mask = grid.domain_file()
+    if mask is None:
+        with (Path(config.data.stores) / ".domain.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # one of several at once makes it, the others wait
+            mask = _observed(config, grid, workers)
+    if not mask.any():
+        raise AqnetError(
+            f"{config.data.sources[0].path}: no valid cell: the targets "
+            f"{', '.join(config.data.targets)} are missing everywhere in the training split"
+        )
+    return mask
+
+
+def refuse_other_masks(config: Config, years: list[int], mask: Array) -> None:
+    """
+    Raises:
+        AqnetError: the store of one of `years` has another mask.
+    """
+    for year in years:
+        path = store_path(config, year)
+        if not np.array_equal(store.open_store(path).grid.mask.numpy(), mask):
+            raise AqnetError(
+                f"{path}: its domain mask differs from that of this config; remove the store or "
+                "give another data.stores"
+            )
+
+
+def _observed(config: Config, grid: ModelGrid, workers: int) -> Array:
+    """Cells with a finite target at some time of the training split."""
+    sources, blocks = grid.sources, []
+    identity: dict[str, Any] = {"targets": list(config.data.targets)}
+    for period, hours in zip(
+        config.data.split.train, split.intervals(config.data.split.train), strict=True
+    ):
+        first, after = (int(row) for row in np.searchsorted(sources.times, hours))
+        blocks += grid.blocks(first, after)
+        identity[period] = made_from(config, sources, slice(first, after))
+    kept = Path(config.data.stores) / ".domain.npz"
+    text = json.dumps(identity, sort_keys=True)
+    if kept.exists():
+        with np.load(kept) as found:
+            if str(found["made_from"]) == text:
+                return np.asarray(found["mask"])
+    mask = np.zeros(grid.lat.shape, bool)
+    progress = Progress("prepare: domain", sum(rows.stop - rows.start for rows in blocks))
+    for rows, part in run_blocks(_observed_block, (grid, config.data.targets), blocks, workers):
+        mask |= part
+        progress.add(rows.stop - rows.start)
+        if mask.all():
+            break
+    with writing(kept):
+        beside = kept.with_suffix(".partial")
+        with beside.open("wb") as file:
+            np.savez(file, mask=mask, made_from=text)
+        beside.replace(kept)
+    return mask
+
+
+def _observed_block(common: tuple[ModelGrid, tuple[str, ...]], rows: slice) -> Array:
+    grid, targets = common
+    return np.asarray(np.isfinite(grid.read(targets, rows)).any(axis=(0, 1)))
