@@ -1,10 +1,12 @@
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from aqnet.config import Config
-from aqnet.data.sampler import EvaluationSampler, TrainSampler
+from aqnet.data.sampler import EMPTY_ITEM, EvaluationSampler, TrainSampler
 from aqnet.errors import AqnetError
 from tests.data.worlds import config
 
@@ -100,3 +102,48 @@ def test_evaluation_batches_are_the_same_on_any_number_of_ranks(world: int):
     assert [len(EvaluationSampler(22, 4, rank, world)) for rank in range(world)] == [
         len(shard) for shard in shards
     ]
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_epochs_of_any_size_resumed_on_any_worlds_see_each_item_once(settings: Config, seed: int):
+    rng = np.random.default_rng(seed)
+    num_items, micro, accumulation = (int(rng.integers(1, high)) for high in (300, 5, 4))
+    worlds = [1, 2, 3, 4, 6, 12]
+    batch = micro * accumulation * 12  # which every one of these can share
+    train = replace(settings.train, micro_batch=micro, effective_batch=2 * batch)  # 2 lead times
+    other = replace(settings, train=train, seed=seed)
+    seen: list[int] = []
+    while len(seen) < num_items:
+        world = int(rng.choice(worlds))
+        samplers = [TrainSampler(num_items, other, rank, world) for rank in range(world)]
+        for sampler in samplers:
+            sampler.set_position(3, len(seen))
+        assert len({len(sampler) for sampler in samplers}) == 1
+        streams = [iter(sampler) for sampler in samplers]
+        for items, micro_steps in itertools.islice(
+            samplers[0].optimizer_steps(), int(rng.integers(1, 4))
+        ):
+            shares = [next(stream) for _ in range(micro_steps) for stream in streams]
+            assert max(len(share) for share in shares) <= micro
+            step = [item for share in shares for item in share if item != EMPTY_ITEM]
+            assert len(step) == items == min(batch, num_items - len(seen))
+            seen += step
+    assert sorted(seen) == list(range(num_items))
+    alone = TrainSampler(num_items, other, 0, 1)
+    alone.set_position(3, 0)
+    assert seen == [item for share in alone for item in share if item != EMPTY_ITEM]
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_evaluation_covers_each_item_once_on_worlds_of_any_size(seed: int):
+    rng = np.random.default_rng(seed)
+    num_items, batch, world = (int(rng.integers(1, high)) for high in (300, 20, 40))
+    shards = [list(EvaluationSampler(num_items, batch, rank, world)) for rank in range(world)]
+    for rank, shard in enumerate(shards):
+        assert len(shard) == len(EvaluationSampler(num_items, batch, rank, world))
+        for at, items in enumerate(shard):
+            assert items[0] == (at * world + rank) * batch
+            assert items == list(range(items[0], min(items[0] + batch, num_items)))
+    assert sorted(item for shard in shards for items in shard for item in items) == list(
+        range(num_items)
+    )
