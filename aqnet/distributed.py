@@ -43,7 +43,7 @@ def start(timeout_seconds: float) -> torch.device:
         AqnetError: there are fewer GPUs on this node than processes, or the others did not come.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        _die_with_launcher()
+        die_with_parent()
     device = _device(int(os.environ.get("LOCAL_RANK", "0")))
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 or dist.is_initialized():
@@ -261,6 +261,19 @@ def exchange_seconds(model: nn.Module) -> float:
     return float(whole - measured.get("backward_compute_comm_overlap_time", 0)) / 1e9
 
 
+def die_with_parent() -> None:
+    """Let the kernel end this process with its parent: SIGKILL of torchrun alone would leave the
+    ranks writing, and that of a rank its loader's workers waiting."""
+    if sys.platform != "linux":
+        return
+    parent = os.getppid()
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    if os.getppid() != parent:  # it died before the call
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def _fresh(store: dist.Store, rank_: int, size: int, timeout: datetime.timedelta) -> dist.Store:
     """The part of the store that belongs to the processes which live now.
 
@@ -306,18 +319,6 @@ def _group_device() -> torch.device:
     if dist.get_backend() == "nccl":
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
-
-
-def _die_with_launcher() -> None:
-    """SIGKILL of torchrun alone would leave its workers writing; let the kernel end them."""
-    if sys.platform != "linux":
-        return
-    parent = os.getppid()
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-    if os.getppid() != parent:  # it died before the call
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _of_collective(error: RuntimeError) -> bool:

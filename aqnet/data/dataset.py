@@ -271,7 +271,8 @@ def _end_workers(reference: weakref.ref[_Loader]) -> None:
 
 
 def _leave_signals_to_parent(worker: int) -> None:
-    """A stop is for the training process to obey; its workers serve it until then."""
+    """A stop is for the training process to obey; its workers serve it until then, or it dies."""
+    distributed.die_with_parent()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
