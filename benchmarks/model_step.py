@@ -313,6 +313,11 @@ def section_table(
             f"| {row['flops'] / 1e12:.2f} | {share:.0%} "
             f"| {1e6 * row['seconds'] / row['tokens']:.0f} | {ratio} | {both} |"
         )
+    if section == "native":
+        gib = 8 * (NATIVE[0] * NATIVE[1] // 4) ** 2 * 4 / 1e9
+        lines.append(
+            f"| plain, terrain block | not run: {gib:.0f} GB a tensor | | | | | | | | | | |"
+        )
     return [*lines, ""]
 
 
