@@ -2,8 +2,8 @@
 
     python -m aqnet.data.inspect PATH [--png FILE_OR_DIR]
 
-PATH is a training store, an AQ_NET2 yearly Zarr store or a NetCDF file. Exit status: 0 where no
-problem was found, 1 where some were, 2 where PATH does not exist.
+PATH is a training store, an AQ_NET2 yearly Zarr store or a NetCDF file (CAQRA, CAMS, CF). Exit
+status: 0 where no problem was found, 1 where some were, 2 where PATH does not exist.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aqnet.config import STATIC_VARIABLES
-from aqnet.data import sources, store, units
+from aqnet.data import caqra, sources, store, units
 from aqnet.data.findings import Findings, Variable
-from aqnet.data.source_files import Layout, SourceFile, open_file
+from aqnet.data.source_files import TIME_NAMES, Layout, SourceFile, ZarrStore, open_file
 from aqnet.errors import AqnetError, run
 
 _BLOCK_BYTES = 64 * 2**20
 _PROGRESS_SECONDS = 3.0
-_COORDINATES = ("time", "lat", "lon", "latitude", "longitude", "XLAT", "XLONG")
+_COORDINATES = (*TIME_NAMES, "lat", "lon", "latitude", "longitude", "XLAT", "XLONG")
 
 Array = NDArray[Any]
 
@@ -84,8 +84,9 @@ def _training_store(found: Findings) -> None:
 
 def _source(found: Findings, file: SourceFile) -> None:
     found.kind = "Zarr source" if found.path.is_dir() else "NetCDF source"
+    hour = caqra.hour_of(found.path)  # CAQRA says it in the name of the file
     try:
-        found.set_times(file.times())
+        found.set_times(file.times() if hour is None else np.array([hour]))
     except AqnetError as error:
         found.problems.append(str(error))
     try:
@@ -98,14 +99,15 @@ def _source(found: Findings, file: SourceFile) -> None:
         layout = file.layout(name)
         if layout.kind not in "fiu" or name in _COORDINATES:
             continue
-        if name in STATIC_VARIABLES and (len(dimensions) > 2 or "time" in dimensions):
+        static = name in STATIC_VARIABLES
+        if static and (len(dimensions) > 2 or set(dimensions) & set(TIME_NAMES)):
             found.problems.append(
                 f"{name!r} is a static field, but has the dimensions {', '.join(dimensions)}"
             )
-        elif len(dimensions) == 3:
+        elif len(dimensions) == 3 or (len(dimensions) == 2 and hour is not None and not static):
             chunk = layout.chunk
             chunks.add(" x ".join(str(size) for size in chunk) if chunk else "whole fields")
-            steps = max(steps, layout.shape[0])
+            steps = max(steps, layout.shape[0] if len(dimensions) == 3 else 1)
             _field(found, file, name, layout)
         elif len(dimensions) == 2:
             _static(found, file, name)
@@ -129,15 +131,21 @@ def _static(found: Findings, file: SourceFile, name: str) -> None:
 def _field(found: Findings, file: SourceFile, name: str, layout: Layout) -> None:
     convert = _conversion(found, file, name)
     variable = found.begin(name, convert.unit)
-    steps, *shape = layout.shape
+    alone = len(layout.shape) == 2  # an hour without a time axis
+    steps, *shape = (1, *layout.shape) if alone else layout.shape
     if found.times is not None and steps != len(found.times):
         found.problems.append(f"{name!r} has {steps} steps, 'time' {len(found.times)}")
         return
-    at_once = layout.chunk[0] if layout.chunk else 1
+    lost = file.lost_chunk(name) if isinstance(file, ZarrStore) else None
+    if lost is not None:
+        found.problems.append(
+            f"{name!r} has no chunk {lost}, though its place has values at other times"
+        )
+    at_once = layout.chunk[0] if layout.chunk and not alone else 1
     at_once *= max(1, _BLOCK_BYTES // (8 * at_once * int(np.prod(shape))))
     for rows in _progressing(steps, at_once):
         try:
-            raw = file.read(name, rows)
+            raw = file.read(name)[None] if alone else file.read(name, rows)
         except AqnetError as error:
             found.unreadable(rows, error)
             continue

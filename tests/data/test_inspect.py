@@ -8,7 +8,7 @@ import zarr
 from aqnet.data import inspect, store_writer
 from aqnet.errors import AqnetError
 from tests.data import worlds
-from tests.data.source_writers import LAT, LON, fields, hours, write_zarr
+from tests.data.source_writers import LAT, LON, fields, hours, write_caqra, write_zarr
 
 
 def status(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -121,6 +121,22 @@ def test_damaged_chunks_of_a_source_are_named_and_the_rest_is_read(tmp_path: Pat
     found = inspect.inspect(path)
     assert "variable 'o3' cannot be read" in "\n".join(found.problems)
     assert found.variables["pm25"].values == 300 * 12
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_lost_chunk_of_a_source_is_a_problem(tmp_path: Path, version: int):
+    path = write_zarr(tmp_path / "a.zarr", hours(2015), fields(300), version)
+    (path / ("o3/c/1/0/0" if version == 3 else "o3/1.0.0")).unlink()
+    assert "'o3' has no chunk" in problems(path)
+
+
+def test_an_hour_of_caqra_is_read_though_it_has_no_time_axis(tmp_path: Path):
+    pytest.importorskip("netCDF4")
+    written = write_caqra(tmp_path, hours(2013, 1))[int(hours(2013)[0])]
+    found = inspect.inspect(tmp_path / "CN-Reanalysis2013010100.nc")
+    assert found.problems == []
+    assert "2013-01-01 00:00 to 2013-01-01 00:00" in found.facts["times"]
+    assert found.variables["co"].high == pytest.approx(1000 * written["co"].max(), rel=1e-6)
 
 
 def test_a_sound_training_store_has_no_problem(training: Path):
