@@ -142,7 +142,10 @@ class Validation:
 
 @dataclass(frozen=True)
 class Plan:
-    """What `aqnet.training.plan` cannot read elsewhere."""
+    """What `aqnet.training.plan` cannot read elsewhere.
+
+    `peak_tflops` is that of one process's device; with it telemetry tells the share in use.
+    """
 
     grid: tuple[int, int] | None = None
     domain_fraction: float = 1.0

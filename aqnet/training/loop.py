@@ -87,12 +87,14 @@ def start(
     model: nn.Module,
     loaded: Loaded | None,
     device: torch.device,
+    item_flops: float,
     **parts: Any,
 ) -> Run:
     """Put a run together: the model's weights, optimizer and position from `loaded`, if any.
 
     Args:
         model: on `device`, bare; on rank 0 with its first weights where there is no checkpoint.
+        item_flops: of the forward and backward of one item.
         parts: the fields of `Run` that are not made here.
     """
     if loaded is not None:
@@ -112,7 +114,7 @@ def start(
     telemetry = Telemetry(
         config.run_dir, distributed.is_main(), progress.global_step, config.train.max_steps
     )
-    reporter = Reporter(config, telemetry, stopwatch)
+    reporter = Reporter(config, telemetry, stopwatch, item_flops)
     return Run(config, trainee, average, progress, telemetry, reporter, **parts)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from aqnet import distributed
 from aqnet.config import Config
 from aqnet.training.loss import loss_weights
 from aqnet.training.maps import Examples, mosaic
@@ -21,8 +22,12 @@ from aqnet.training.telemetry import Stopwatch, Telemetry
 class Reporter:
     """Turns what the loop knows into scalars: means over the steps between two log lines."""
 
-    def __init__(self, config: Config, telemetry: Telemetry, stopwatch: Stopwatch) -> None:
+    def __init__(
+        self, config: Config, telemetry: Telemetry, stopwatch: Stopwatch, item_flops: float
+    ) -> None:
+        """`item_flops`: of the forward and backward of one item, as `training.plan` counts them."""
         self._config, self._telemetry, self._stopwatch = config, telemetry, stopwatch
+        self._item_flops = item_flops
         self._weights = loss_weights(config, torch.device("cpu"))
         self._forget()
 
@@ -96,12 +101,18 @@ class Reporter:
 
     def _speed(self) -> dict[str, float]:
         wall, shares = self._stopwatch.shares()
-        return {
+        tflops = self._items * self._item_flops / wall / 1e12
+        values = {
             "items_per_second": self._items / wall,
             "forecasts_per_second": self._items * len(self._config.data.lead_times) / wall,
+            "tflops": tflops,
             "memory_gb": _peak_memory() / 1e9,
             **{f"time/{name}": share for name, share in shares.items()},
         }
+        peak = self._config.plan.peak_tflops
+        if peak is not None:
+            values["peak_share"] = tflops / (peak * distributed.world_size())
+        return values
 
     def _forget(self) -> None:
         self._sums = torch.zeros(2, *self._weights.shape, dtype=torch.float64)

@@ -75,6 +75,7 @@ def run_of(config: Config, losses: list[float | None], poison: int | None = None
         toy.Toy().double(),
         checkpoints.load_latest(),
         device,
+        1e6,
         sampler=sampler,
         loader=Loader(sampler, poison),
         empty=toy.batch_of([-1]),
@@ -176,6 +177,15 @@ def test_a_bad_item_costs_its_own_step_alone_and_its_time_is_logged(tmp_path: Pa
     assert "1970-01-01T04" in named["skipped_step_times"]
     losses = {row["step"]: row["train/loss"] for row in records(tmp_path) if "train/loss" in row}
     assert [step for step, loss in losses.items() if loss is None] == [named["step"]]
+
+
+def test_flops_and_their_share_of_the_peak_follow_from_the_items(tmp_path: Path):
+    config = settings(tmp_path, max_steps=2)
+    plan = dataclasses.replace(config.plan, peak_tflops=0.5)
+    loop.fit(run_of(dataclasses.replace(config, plan=plan), [1.0, 1.0]))
+    for row in (row for row in records(tmp_path) if "tflops" in row):
+        assert row["tflops"] == pytest.approx(row["items_per_second"] * 1e-6)
+        assert row["peak_share"] == pytest.approx(row["tflops"] / 0.5)
 
 
 def test_too_many_bad_steps_in_a_row_end_the_run(tmp_path: Path):
