@@ -28,8 +28,10 @@ class Machine:
     """Rates of one process (a GPU, or all threads of a CPU process), per second.
 
     Attributes:
-        linear, attention: FLOP of matrix products and of attention, forward and backward.
+        linear, attention, terrain: FLOP of matrix products and of attention without and with
+            terrain (two causal halves), forward and backward.
         elementwise: bytes that all other operations move.
+        overhead: seconds of a block, forward and backward, that do not shrink with its size.
         memory: bytes a process may use; base: bytes it uses before there is a model.
         link, link_latency: bytes per second between two processes of a node, and seconds.
         network, network_latency: bytes per second into a node from the others, and seconds.
@@ -40,7 +42,9 @@ class Machine:
     name: str
     linear: float
     attention: float
+    terrain: float
     elementwise: float
+    overhead: float
     memory: float
     base: float
     link: float
@@ -71,7 +75,9 @@ def preset(name: str, precision: str) -> Machine:
         name,
         linear=_LINEAR * peak,
         attention=_ATTENTION * peak,
+        terrain=_ATTENTION / 2 * fp32,  # there is no faster kernel than FP32's for it
         elementwise=_MEMORY * bandwidth,
+        overhead=0.0,  # kernels are launched ahead
         memory=memory,
         base=2 * GB,
         link=_WIRE * link,
@@ -82,8 +88,9 @@ def preset(name: str, precision: str) -> Machine:
         said=(
             f"{name}: peaks of the data sheet ({peak / 1e12:.0f} TFLOP/s {precision}, "
             f"{bandwidth / 1e12:.2f} TB/s, {network / GB:.0f} GB/s of network a node), of which "
-            f"{_LINEAR:.0%} in matrix products, {_ATTENTION:.0%} in attention, {_MEMORY:.0%} of "
-            f"the memory's and {_WIRE:.0%} of the wires' bandwidth are assumed, not measured",
+            f"{_LINEAR:.0%} in matrix products, {_ATTENTION:.0%} in attention (half of it with "
+            f"terrain, always FP32), {_MEMORY:.0%} of the memory's and {_WIRE:.0%} of the wires' "
+            "bandwidth are assumed, not measured",
             "latencies of 10 us in a node and 25 us between nodes, 2 GB of a process before the "
             "model (context, kernels, communicator) and 1 GB/s to the file system are assumed",
         ),
@@ -96,20 +103,26 @@ def this_machine(model: Model, tokens: int, items: int) -> Machine:
     Args:
         tokens: of one sequence; items: sequences in a micro-batch.
     """
-    base = _peak_bytes()
     dim, hidden = model.embed_dim, int(model.embed_dim * model.mlp_ratio)
     length = min(tokens, model.window) if model.attention == "window" else tokens
-    rows = min(tokens * items, 16384)
+    rows, width, dropout = min(tokens * items, 16384), dim // model.num_heads, model.drop_rate > 0
+    tiny = _linear_seconds(8, dim, hidden) + _elementwise_seconds(8, dim, hidden, dropout)
+    tiny += _attention_seconds(1, model.num_heads, 8, width, 1)
+    base = _peak_bytes()  # with all that torch sets up at the first backward
     linear = _linear_seconds(rows, dim, hidden)
-    attention = _attention_seconds(items, model.num_heads, length, dim // model.num_heads)
-    elementwise = _elementwise_seconds(rows, dim, hidden, model.drop_rate > 0)
+    plain = _attention_seconds(items, model.num_heads, length, width, 1)
+    terrain = _attention_seconds(items, model.num_heads, length, terrain_width(width), 2)
+    elementwise = _elementwise_seconds(rows, dim, hidden, dropout)
     link, latency = _loopback()
+    of_attention = 3.5 * attention_flops(items * length, length, dim)
     return Machine(
         "local",
         linear=3 * linear_flops(rows, dim, hidden) / linear,
-        attention=3.5 * attention_flops(items * length, length, dim) / attention,
-        elementwise=rows * elementwise_bytes(dim, hidden, model.drop_rate > 0) / elementwise,
-        memory=_memory_bytes(),
+        attention=of_attention / plain,
+        terrain=of_attention / width * terrain_width(width) / terrain,
+        elementwise=rows * elementwise_bytes(dim, hidden, dropout) / elementwise,
+        overhead=tiny,
+        memory=float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")),
         base=base,
         link=link,
         link_latency=latency,
@@ -122,6 +135,11 @@ def this_machine(model: Model, tokens: int, items: int) -> Machine:
             "TCP over loopback, a file written and synced",
         ),
     )
+
+
+def terrain_width(width: int) -> int:
+    """Width of a head of terrain attention: two numbers more, padded to a multiple of 8."""
+    return -(-(width + 2) // 8) * 8
 
 
 def linear_flops(rows: int, dim: int, hidden: int) -> float:
@@ -183,12 +201,14 @@ def _linear_seconds(rows: int, dim: int, hidden: int) -> float:
     return _timed(run)
 
 
-def _attention_seconds(items: int, heads: int, length: int, width: int) -> float:
+def _attention_seconds(items: int, heads: int, length: int, width: int, halves: int) -> float:
+    """Attention without a mask, or as two causal halves."""
     q, k, v = (torch.randn(items, heads, length, width, requires_grad=True) for _ in range(3))
 
     def run() -> None:
-        out = F.scaled_dot_product_attention(q, k, v)
-        out.backward(out.detach())
+        for _ in range(halves):
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=halves == 2)
+            out.backward(out.detach())
 
     return _timed(run)
 
@@ -257,7 +277,3 @@ def _disk() -> float:
 def _peak_bytes() -> float:
     unit = 1 if sys.platform == "darwin" else 1024
     return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
-
-
-def _memory_bytes() -> float:
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

@@ -37,13 +37,15 @@ class Size:
 
     Attributes:
         height, width: cells of the grid; tokens: of one sequence.
-        hours: of the training split; said: what was assumed.
+        hours: of the training split; stored_hours: of the stores that it reads, 0 if unknown.
+        said: what was assumed.
     """
 
     height: int
     width: int
     tokens: int
     hours: int
+    stored_hours: int = 0
     said: tuple[str, ...] = ()
 
 
@@ -83,11 +85,12 @@ def _period(text: str) -> tuple[np.datetime64, np.datetime64]:
 def _stored_size(
     config: Config, paths: Sequence[Path], periods: Sequence[tuple[np.datetime64, np.datetime64]]
 ) -> Size:
-    hours = 0
+    hours = stored = 0
     for path in paths:
         group = zarr.open_group(path, mode="r")
         mask, time = (np.asarray(group[name]) for name in ("mask", "time"))
         when = time.astype("datetime64[h]")
+        stored += len(time)
         hours += int(np.any([(when >= first) & (when < end) for first, end in periods], 0).sum())
     patch = config.model.patch
     height, width = mask.shape
@@ -95,7 +98,8 @@ def _stored_size(
     rows, columns = padded.shape[0] // patch, padded.shape[1] // patch
     inside = padded.reshape(rows, patch, columns, patch).any((1, 3))
     tokens = int(inside.sum()) if config.model.tokens == "domain" else inside.size
-    return Size(height, width, tokens, hours, (f"grid, domain and hours read from {paths[0]} ...",))
+    said = (f"grid, domain and hours read from {paths[0]} ...",)
+    return Size(height, width, tokens, hours, stored, said)
 
 
 # --- the model in formulas ----------------------------------------------------------------------
@@ -122,7 +126,7 @@ def parameters(config: Config, size: Size) -> dict[str, int]:
 
 
 def forward_flops(config: Config, size: Size) -> dict[str, float]:
-    """FLOP of the forward of one item with all its lead times: linear layers, attention."""
+    """FLOP of the forward of one item: linear layers, attention without and with terrain."""
     model, dim = config.model, config.model.embed_dim
     inputs = len(config.input_variables) * (model.patch**2 + 1)
     rows = size.tokens * _sequences(config)
@@ -132,15 +136,20 @@ def forward_flops(config: Config, size: Size) -> dict[str, float]:
     embedding += 2.0 * inputs * dim * dim / config.train.micro_batch
     head = 2.0 * rows * dim * (model.decoder_depth * dim + _outputs(config) + _calendar(config))
     blocks = model.depth * machines.linear_flops(rows, dim, _hidden(config))
-    attention = sum(
-        machines.attention_flops(rows, _window(config, size), _attention_width(config, number))
-        for number in range(model.depth)
+    length, width = _window(config, size), dim // model.num_heads
+    hilly = sum(_has_terrain(config, number) for number in range(model.depth))
+    terrain = machines.attention_flops(
+        rows, length, machines.terrain_width(width) * model.num_heads
     )
-    return {"linear": embedding + head + blocks, "attention": attention}
+    return {
+        "linear": embedding + head + blocks,
+        "attention": (model.depth - hilly) * machines.attention_flops(rows, length, dim),
+        "terrain": hilly * terrain,
+    }
 
 
 def training_flops(config: Config, size: Size) -> dict[str, float]:
-    """FLOP of forward and backward of one item: linear layers, attention, work done twice.
+    """FLOP of forward and backward of one item, by kind.
 
     Linear layers take twice their forward in the backward; attention 2.5 times (it is made again
     from its log-sum-exps). `twice` is what activation checkpointing repeats.
@@ -153,7 +162,9 @@ def training_flops(config: Config, size: Size) -> dict[str, float]:
     return {
         "linear": 3.0 * forward["linear"],
         "attention": 3.5 * forward["attention"],
-        "twice": (again + forward["attention"]) * config.model.activation_checkpointing,
+        "terrain": 3.5 * forward["terrain"],
+        "twice": (again + forward["attention"] + forward["terrain"])
+        * config.model.activation_checkpointing,
     }
 
 
@@ -213,16 +224,10 @@ def _has_terrain(config: Config, number: int) -> bool:
 
 
 def _window(config: Config, size: Size) -> int:
+    """Tokens that a token attends to."""
     return (
         min(size.tokens, config.model.window) if config.model.attention == "window" else size.tokens
     )
-
-
-def _attention_width(config: Config, number: int) -> int:
-    """Widths of all heads; terrain appends two numbers and pads to a multiple of 8."""
-    heads = config.model.num_heads
-    width = config.model.embed_dim // heads
-    return heads * (-(-(width + 2) // 8) * 8 if _has_terrain(config, number) else width)
 
 
 # --- the cluster --------------------------------------------------------------------------------
@@ -266,6 +271,7 @@ def plan(config: Config, size: Size, nodes: int, per_node: int, machine: Machine
             "optimizer": 2 * moments,
             "moving average": moments if config.train.ema_decay else 0.0,
             "checkpoint copy": 3 * moments if machine.name == "local" else 0.0,
+            "stores kept": _kept_bytes(config, size),
             "activations": activations,
         },
         "memory_available": machine.memory,
@@ -294,8 +300,17 @@ def _micro_step_seconds(config: Config, size: Size, machine: Machine) -> float:
     # scores, softmax and weighted pixels of every head and variable, forward and backward
     moved = rows * model.depth * per_row + 4.0 * size.tokens * model.num_heads * inputs * 12
     seconds = (flops["linear"] + flops["twice"]) / machine.linear
-    seconds += flops["attention"] / machine.attention + moved / machine.elementwise
-    return config.train.micro_batch * seconds
+    seconds += flops["attention"] / machine.attention + flops["terrain"] / machine.terrain
+    seconds += moved / machine.elementwise
+    # embedding, calendar, scan, head and loss have about as many small steps as four blocks
+    return config.train.micro_batch * seconds + (model.depth + 4) * machine.overhead
+
+
+def _kept_bytes(config: Config, size: Size) -> float:
+    """Stores that are small together are kept in memory (aqnet.data.dataset.KEPT_BYTES)."""
+    hours = len(config.data.history_hours) + len(config.data.lead_times)
+    whole = size.stored_hours * _item_bytes(config, size) / hours
+    return whole if whole <= 256 * 2**20 else 0.0
 
 
 def _item_bytes(config: Config, size: Size) -> float:

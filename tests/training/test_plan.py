@@ -22,7 +22,22 @@ from tests.conftest import REPOSITORY, run
 
 VARIABLES = ["u", "v", "temp", "pm25", "co", "o3", "elevation"]
 HEIGHT, WIDTH = 24, 40
-TOY = Machine("toy", 1e12, 5e11, 1e11, 16e9, 1e9, 1e10, 1e-5, 1e9, 1e-4, 1e8, ("invented",))
+TOY = Machine(
+    "toy",
+    linear=1e12,
+    attention=5e11,
+    terrain=3e11,
+    elementwise=1e11,
+    overhead=1e-4,
+    memory=16e9,
+    base=1e9,
+    link=1e10,
+    link_latency=1e-5,
+    network=1e9,
+    network_latency=1e-4,
+    disk=1e8,
+    said=("invented",),
+)
 
 
 def config_of(train: dict[str, Any] | None = None, **model: Any) -> Config:
