@@ -111,7 +111,8 @@ def write_caqra(
 ) -> dict[int, dict[str, np.ndarray]]:
     """An hourly file for each of `times`, as CAQRA is published; returns the fields of each hour.
 
-    Options: `values(name, hour)` in place of random ones, `grid` (lat, lon), `units`.
+    Options: `values(name, hour)` in place of random ones, `grid` (lat, lon), `units`,
+    `checksums` (HDF5's fletcher32).
     """
     import netCDF4
 
@@ -129,7 +130,8 @@ def write_caqra(
                 field = rng.uniform(1, 50, lat.shape).astype(np.float32)
                 if "values" in other:
                     field = other["values"](name, int(hour))  # type: ignore[operator]
-                variable = file.createVariable(name, "f4", ("y", "x"), fill_value=-999.0)
+                options = {"fill_value": -999.0, "fletcher32": bool(other.get("checksums"))}
+                variable = file.createVariable(name, "f4", ("y", "x"), **options)
                 units = {**CAQRA_UNITS, **other.get("units", {})}  # type: ignore[dict-item]
                 variable.units = units.get(name, "ug/m3")
                 variable[:] = np.ma.masked_invalid(field)

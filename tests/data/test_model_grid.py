@@ -33,7 +33,14 @@ def load(folder: Path, **data: Any) -> configs.Config:
             },
             **data,
         },
-        "model": {"patch": 2, "embed_dim": 8, "num_heads": 2, "depth": 1, "scan": "raster"},
+        "model": {
+            "patch": 2,
+            "embed_dim": 8,
+            "num_heads": 2,
+            "depth": 1,
+            "scan": "raster",
+            "terrain": {"enabled": False},
+        },
         "train": {"max_steps": 1},
     }
     return configs.from_dict(tree, "here")
