@@ -24,7 +24,7 @@ from aqnet.data import analysis, forecast_files
 from aqnet.data.dataset import ForecastDataset, collate, loader, target_fields
 from aqnet.data.sampler import EvaluationSampler
 from aqnet.errors import AqnetError
-from aqnet.evaluation import baselines, forecasts, report, run, table, trained
+from aqnet.evaluation import baselines, daily, forecasts, report, run, table, trained
 from aqnet.model.climax import ClimaX
 
 TIMEOUT_SECONDS = 1800.0
@@ -147,6 +147,7 @@ def score(
         output = Path(options.output)
         known = facts(options, loaded, config, scorer)
         table.write(output, known, rows)
+        daily.write(output / "days.npz", daily.of(scorer))
         drawn = []
         if wants_pictures(options):
             shown = example(dataset, scorer.records.typical_time(), statistics, forecast)

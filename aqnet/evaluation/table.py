@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aqnet.checkpoint_files import replace_text
-from aqnet.evaluation import metrics
+from aqnet.evaluation import daily, metrics
 from aqnet.evaluation.run import FORECASTS, SUBSETS, Scorer
 
 Values = NDArray[np.float64]
@@ -125,12 +125,12 @@ def _limits(scorer: Scorer) -> tuple[Values, Values]:
     if not scorer.days:
         shape = scorer.totals.shape[:4]
         return np.full((2, *shape), np.nan), np.full((2, shape[0], *shape), np.nan)
-    first, last = min(scorer.days), max(scorer.days)
-    none = np.zeros((*scorer.totals.shape[:4], 2))
-    days = np.stack([scorer.days.get(day, none) for day in range(first, last + 1)])
-    errors, weights = days[..., 0], days[..., 1]
+    sums = daily.of(scorer)
+    errors, weights = sums.errors, sums.weights
     mse = metrics.intervals(np.stack([errors, weights], axis=1))
-    above = np.broadcast_to(errors[:, :, None], (len(days), *errors.shape[1:2], *errors.shape[1:]))
+    above = np.broadcast_to(
+        errors[:, :, None], (len(errors), *errors.shape[1:2], *errors.shape[1:])
+    )
     below = np.broadcast_to(errors[:, None], above.shape)
     return mse, metrics.intervals(np.stack([above, below], axis=1))
 

@@ -31,7 +31,8 @@ def test_results_are_byte_equal_for_1_2_and_3_processes(trained: Path, tmp_path:
         options = ["--checkpoint", str(trained), "--output", str(output), "--max-samples", "43"]
         options += ["--no-pictures"] if processes == 2 else []
         run(*torchrun, "evaluate.py", *options)
-        texts.append((output / "metrics.json").read_bytes())
+        names = ("metrics.json", "metrics.csv", "days.npz")
+        texts.append([(output / name).read_bytes() for name in names])
         pages.append((output / "report.html").read_bytes())
         saved.append(xarray.open_zarr(output / "forecasts.zarr").load())
     assert texts[0] == texts[1] == texts[2]
