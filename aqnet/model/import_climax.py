@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from aqnet.config import Config
 from aqnet.errors import AqnetError
 from aqnet.model.import_aq_net2 import stacked
-from aqnet.model.transfer import Report, last_layer
+from aqnet.model.transfer import Report, last_layer, resized_positions
 
 NUM_HEADS = 16
 _LEVELS = (50, 250, 500, 600, 700, 850, 925)
@@ -94,13 +93,6 @@ def resized_kernels(weights: Tensor, patch: int) -> Tensor:
     upper, lower = edge[1:, None].minimum(cell + 1), edge[:-1, None].maximum(cell)
     share = (upper - lower).clamp(min=0.0)
     return share @ weights @ share.T
-
-
-def resized_positions(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """Position embeddings [1, h * w, D] for another number of patches, bicubically."""
-    image = table.transpose(1, 2).unflatten(2, old)
-    image = F.interpolate(image, size=new, mode="bicubic", align_corners=False)
-    return image.flatten(2).transpose(1, 2).contiguous()
 
 
 def _check(origin: str, own: dict[str, Tensor], config: Config) -> None:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from aqnet import config as configs
@@ -77,6 +78,8 @@ def take_weights(model: ClimaX, config: Config, loaded: Loaded) -> Report:
     if old_unit != unit and "lead_time_embed.weight" in weights:
         weights["lead_time_embed.weight"] = weights["lead_time_embed.weight"] * (unit / old_unit)
         report.notes.append(f"lead_time_embed.weight times {unit / old_unit:g}: other units, exact")
+    if loaded.grid is not None:
+        _fit_positions(weights, loaded.grid["mask"], old.model.patch, model.patch_shape, report)
     labels, old_labels = _labels(config), _labels(old)
     unwanted = _unwanted(old, config)
     state = model.state_dict()
@@ -110,6 +113,29 @@ def starting_statistics(config: Config, data: Statistics, loaded: Loaded) -> Sta
             "train.init_statistics: data"
         )
     return Statistics.from_dict({**data.to_dict(), **known})
+
+
+def resized_positions(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Position embeddings [1, h * w, D] for another number of patches, bicubically."""
+    image = table.transpose(1, 2).unflatten(2, old)
+    image = F.interpolate(image, size=new, mode="bicubic", align_corners=False)
+    return image.flatten(2).transpose(1, 2).contiguous()
+
+
+def _fit_positions(
+    weights: dict[str, Tensor],
+    mask: Tensor,
+    patch: int,
+    shape: tuple[int, int],
+    report: Report,
+) -> None:
+    """Position embeddings of a grid of other numbers of patches are resized."""
+    before = (-(-mask.shape[0] // patch), -(-mask.shape[1] // patch))
+    if before != shape:
+        weights["pos_embed"] = resized_positions(weights["pos_embed"], before, shape)
+        report.notes.append(
+            f"pos_embed resized from {before[0]} x {before[1]} to {shape[0]} x {shape[1]} patches"
+        )
 
 
 def _take(value: Tensor, source: Tensor | None, labels: Labels, old_labels: Labels) -> str | None:

@@ -12,9 +12,9 @@ from aqnet import checkpoint_files
 from aqnet import config as configs
 from aqnet.batch import Statistics
 from aqnet.errors import AqnetError
-from aqnet.model.import_climax import VARIABLES, resized_kernels, resized_positions
+from aqnet.model.import_climax import VARIABLES, resized_kernels
 from aqnet.model.import_weights import blank_model, import_weights
-from aqnet.model.transfer import Report, take_weights
+from aqnet.model.transfer import Report, resized_positions, take_weights
 from tests.model.checkpoints import SHAPE, config
 from tests.reference.aq_net2 import encode, head, image
 

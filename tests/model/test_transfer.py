@@ -12,7 +12,12 @@ from aqnet.checkpoint_files import Loaded
 from aqnet.config import Config
 from aqnet.errors import AqnetError
 from aqnet.model.climax import ClimaX
-from aqnet.model.transfer import Report, starting_statistics, take_weights
+from aqnet.model.transfer import (
+    Report,
+    resized_positions,
+    starting_statistics,
+    take_weights,
+)
 from tests.model.builders import (
     LEADS,
     STATISTICS,
@@ -126,6 +131,19 @@ def test_raw_hours_of_aq_net2_become_hundreds_of_hours():
     arguments = inputs()
     assert same(source(*arguments), model(*arguments))
     assert any("lead_time_embed.weight times 100" in note for note in report.notes)
+
+
+def test_positions_of_another_grid_are_resized_where_the_checkpoint_knows_its_grid():
+    config = config_of()
+    source, model = made(config, 1), made(config, 2)  # 4 x 6 patches
+    turned = grid(12, 8).to_dict()  # 6 x 4 patches: as many, but elsewhere
+    report = take_weights(model, config, saved(source, config, grid=turned))
+    before = source.state_dict()["pos_embed"]
+    expected = resized_positions(before, (6, 4), (4, 6))
+    assert same(model.state_dict()["pos_embed"], expected) and not same(expected, before)
+    assert "pos_embed resized from 6 x 4 to 4 x 6 patches" in report.notes
+    report = take_weights(model, config, saved(source, config, grid=grid().to_dict()))
+    assert torch.equal(model.state_dict()["pos_embed"], before) and not report.notes
 
 
 def test_the_moving_average_is_taken_where_there_is_one():
