@@ -53,8 +53,9 @@ def aq_net2_state(variant: str = "plain") -> dict[str, Tensor]:
             ("mlp.fc1", 4 * DIM, DIM),
             ("mlp.fc2", DIM, 4 * DIM),
         ):
-            if number == 0 and variant == "barrier":
-                name = name.replace("fc1", "0").replace("fc2", "2")
+            if number == 0 and variant in ("barrier", "alpha"):
+                last = "2" if variant == "barrier" else "3"  # a dropout stood between
+                name = name.replace("fc1", "0").replace("fc2", last)
             std = 0.6 if name == "attn.qkv" else 0.3  # for weights that differ between tokens
             state |= {
                 f"{block}{name}.weight": random(rows, columns, std=std),
@@ -74,6 +75,8 @@ def aq_net2_state(variant: str = "plain") -> dict[str, Tensor]:
             f"{attention}elevation_alpha": torch.tensor(1.4),
             f"{attention}H_scale": torch.tensor(0.5),
         }
+    if variant == "alpha":
+        state[f"{attention}alpha"] = torch.tensor([700.0])
     if variant == "relative":
         state |= {f"{attention}rel_pos_bias_2d.bias_table": random(1024, HEADS, std=1.0)}
         state |= {f"{attention}alpha": torch.tensor([900.0])}

@@ -27,6 +27,7 @@ from tests.reference.aq_net2 import forecast
 COMPATIBILITY = {
     "barrier": "aq_net2_barrier",
     "uphill": "aq_net2_uphill",
+    "alpha": "aq_net2_uphill",
     "relative": "aq_net2_relative",
     "published": "aq_net2_relative",
 }
@@ -67,7 +68,17 @@ def expected(state: dict[str, Tensor], fields: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(
     "variant",
-    ["plain", "row_major", "named", "single", "barrier", "uphill", "relative", "published"],
+    [
+        "plain",
+        "row_major",
+        "named",
+        "single",
+        "barrier",
+        "uphill",
+        "alpha",
+        "relative",
+        "published",
+    ],
 )
 def test_forecasts_of_every_variant_are_the_originals(variant: str, tmp_path: Path):
     state = aq_net2_state(variant)

@@ -91,7 +91,9 @@ def _block(
     y = F.layer_norm(x, x.shape[-1:], *_pair(state, "norm1"))
     x = x + _attend(_under(state, "attn"), y, num_heads, elevation, shape)
     y = F.layer_norm(x, x.shape[-1:], *_pair(state, "norm2"))
-    first, second = ("mlp.0", "mlp.2") if "mlp.0.weight" in state else ("mlp.fc1", "mlp.fc2")
+    first, second = "mlp.fc1", "mlp.fc2"
+    if "mlp.0.weight" in state:
+        first, second = "mlp.0", "mlp.2" if "mlp.2.weight" in state else "mlp.3"
     y = F.linear(F.gelu(F.linear(y, *_pair(state, first))), *_pair(state, second))
     return x + y
 
