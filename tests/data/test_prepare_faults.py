@@ -25,7 +25,16 @@ from aqnet.data import statistics, store
 from aqnet.data.prepare import prepare
 from aqnet.errors import AqnetError
 from tests.conftest import REPOSITORY, run
-from tests.data.source_writers import CONFIG, TARGETS, fields, hours, write_zarr
+from tests.data.source_writers import (
+    CAQRA,
+    CONFIG,
+    TARGETS,
+    fields,
+    hours,
+    lambert,
+    write_caqra,
+    write_zarr,
+)
 
 YEARS = (2013, 2014, 2015)
 
@@ -290,3 +299,26 @@ def test_statistics_are_those_of_numpy_whatever_the_blocks_and_workers(tmp_path:
         assert std == pytest.approx(np.nanstd(wide), rel=1e-9)
     prepare(load(tmp_path, stores=str(tmp_path / "two/stores")), workers=2)
     assert contents(tmp_path / "two") == contents(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_worker_on_the_native_grid_of_caqra_stays_under_two_gigabytes(tmp_path: Path):
+    field = np.random.default_rng(0).gamma(2.0, 15.0, (339, 432)).astype(np.float32)
+    times = np.concatenate([hours(2013, 48), hours(2014, 1), hours(2015, 1)])
+    write_caqra(
+        tmp_path, times, grid=lambert(339, 432)[:2], values=lambda name, hour: field + hour % 24
+    )
+    here = tree(tmp_path, sources=[{"path": f"{tmp_path}/CN-*.nc"}])
+    here["data"] |= {"variables": list(CAQRA), "targets": ["pm25", "co"]}
+    here["model"] = {**here["model"], "patch": 2, "terrain": {"enabled": False}}
+    path = tmp_path / "config.yaml"
+    for resample in ({"resample": "none"}, {"resample": "area", "shape": "128x256"}):
+        here["data"] |= resample | {"stores": str(tmp_path / resample["resample"])}
+        path.write_text(yaml.safe_dump(here))
+        code = (
+            "import resource, sys; from aqnet import config; from aqnet.data import prepare; "
+            "prepare.prepare(config.load(sys.argv[1])); "
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        )
+        kilobytes = int(run("-c", code, str(path)).stdout.split()[-1])
+        assert kilobytes < 2e6, f"{kilobytes} kB with {resample}"
