@@ -24,7 +24,7 @@ from aqnet.data import analysis, forecast_files
 from aqnet.data.dataset import ForecastDataset, collate, loader, target_fields
 from aqnet.data.sampler import EvaluationSampler
 from aqnet.errors import AqnetError
-from aqnet.evaluation import baselines, daily, forecasts, report, run, table, trained
+from aqnet.evaluation import baselines, daily, forecasts, report, run, stations, table, trained
 from aqnet.model.climax import ClimaX
 
 TIMEOUT_SECONDS = 1800.0
@@ -61,6 +61,11 @@ def command_line() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME=PATH",
         help="score a forecast made elsewhere on the same samples (forecasts.zarr, CAMS NetCDF)",
+    )
+    parser.add_argument(
+        "--stations",
+        metavar="CSV",
+        help="score at stations as well: id, lat, lon, time, pollutant, value",
     )
     parser.add_argument("--regions", help=".npz of named masks, bool [H, W], scored besides all")
     parser.add_argument("--no-pictures", action="store_true", help="tables alone, which is quicker")
@@ -133,7 +138,10 @@ def score(
     say("fitting the simple forecasts on the training split")
     simple = distributed.on_main(partial(fit, config, dataset))
     others = [elsewhere(text, dataset) for text in options.forecast_file]
-    scorer = run.Scorer(config, dataset.grid, statistics, simple, dataset.observed, regions, others)
+    observed = distributed.on_main(partial(observations, options.stations, dataset))
+    scorer = run.Scorer(
+        config, dataset.grid, statistics, simple, dataset.observed, regions, others, observed
+    )
     rank, size = distributed.rank(), distributed.world_size()
     sampler = EvaluationSampler(len(dataset), options.micro_batch, rank, size)
     batches = loader(dataset, sampler, options.workers)
@@ -148,6 +156,10 @@ def score(
         known = facts(options, loaded, config, scorer)
         table.write(output, known, rows)
         daily.write(output / "days.npz", daily.of(scorer))
+        if scorer.stations is not None:
+            at_stations = table.rows(scorer.stations, units)
+            table.write_csv(output / "stations.csv", at_stations)
+            print(f"written: {output / 'stations.csv'}", flush=True)
         drawn = []
         if wants_pictures(options):
             shown = example(dataset, scorer.records.typical_time(), statistics, forecast)
@@ -228,6 +240,18 @@ def elsewhere(option: str, dataset: ForecastDataset) -> forecasts.Elsewhere:
     )
 
 
+def observations(path: str | None, dataset: ForecastDataset) -> stations.Observations | None:
+    """The file of stations, if any, for the target times of `dataset`; what is left out is said."""
+    if path is None:
+        return None
+    wanted = np.unique(dataset.times[:, None] + np.array(dataset.config.data.lead_times))
+    found = stations.read(path, dataset.config, dataset.grid, wanted)
+    print(f"{path}: {len(found.names)} stations in the domain", flush=True)
+    for reason, number in found.left_out.items():
+        print(f"{path}: {number} lines left out: {reason}", flush=True)
+    return found
+
+
 def saver(path: Path, dataset: ForecastDataset, statistics: Statistics) -> forecasts.Writer:
     """What writes the forecasts of the input times of `dataset`; all ranks call."""
     about = path, dataset.times, dataset.config, dataset.grid
@@ -259,6 +283,9 @@ def facts(
         "seed": options.seed if options.max_samples is not None else None,
         "samples": scorer.samples,
         "excluded_pairs": scorer.excluded,
+        "forecast_files": ", ".join(options.forecast_file) or None,
+        "stations": options.stations,
+        "station_lines_left_out": scorer.stations and scorer.stations.observations.left_out,
         "climatology_filled_from_month": scorer.baselines.filled[0],
         "climatology_filled_from_all_cells": scorer.baselines.filled[1],
         "notes": [

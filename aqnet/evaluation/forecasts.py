@@ -123,6 +123,10 @@ def commit(path: Path) -> None:
     _partial(path).rename(path)
 
 
+class OffTheHour(AqnetError):
+    """A time that is no whole hour."""
+
+
 def hour_of(text: str) -> int:
     """Hours since 1970 UTC of an ISO 8601 time, which is UTC where it names no zone.
 
@@ -135,7 +139,7 @@ def hour_of(text: str) -> int:
         raise AqnetError(f"{text!r} is no time such as 2018-06-01T12:00 (UTC)") from None
     hour, rest = divmod(time.replace(tzinfo=time.tzinfo or UTC).timestamp(), 3600)
     if rest:
-        raise AqnetError(f"{text!r} is no whole hour")
+        raise OffTheHour(f"{text!r} is no whole hour")
     return int(hour)
 
 

@@ -48,42 +48,50 @@ def sums_of(
     Returns:
         shape [K, T, R, S, len(SUMS)].
     """
+    leads, targets, _ = forecast.shape
+    totals = np.empty((leads, targets, len(area) * len(subsets), len(SUMS)))
+    for lead, target in np.ndindex(leads, targets):
+        at = lead, target
+        numbers = float(mean[target]), float(thresholds[target])
+        terms = terms_of(forecast[at], valid[at], truth[at], climate[at], *numbers)
+        cells = (area[:, None] * subsets[:, lead]).reshape(-1, area.shape[1])  # [R S, N]
+        totals[at][:, : len(WEIGHTED)] = cells @ terms[: len(WEIGHTED)].T
+        totals[at][:, len(WEIGHTED) :] = (cells > 0).astype(np.float64) @ terms[len(WEIGHTED) :].T
+    return totals.reshape(leads, targets, len(area), len(subsets), -1)
+
+
+def terms_of(
+    forecast: Values, valid: Flags, truth: Values, climate: Values, mean: float, threshold: float
+) -> Values:
+    """What each cell [N] adds to each sum, shape [len(SUMS), N]; 0 where not valid."""
+    terms = np.empty((len(SUMS), len(forecast)))
     f, o = np.where(valid, forecast, 0.0), np.where(valid, truth, 0.0)
-    x, y = (np.where(valid, v - mean[:, None], 0.0) for v in (f, o))
+    x, y = (np.where(valid, v - mean, 0.0) for v in (f, o))
     a, b = (np.where(valid, v - climate, 0.0) for v in (f, o))
     error = f - o
-    fac2 = valid & (f >= 0.5 * o) & (f <= 2.0 * o)
-    agree = (np.abs(x) + np.abs(y)) ** 2
-    weighted = np.stack(
-        [
-            valid,
-            x,
-            y,
-            x * x,
-            y * y,
-            x * y,
-            np.abs(error),
-            error**2,
-            agree,
-            a * a,
-            b * b,
-            a * b,
-            fac2,
-        ],
-        axis=2,
+    event, seen = (valid & (v >= threshold) for v in (f, o))
+    in_order = (
+        valid,
+        x,
+        y,
+        x * x,
+        y * y,
+        x * y,
+        np.abs(error),
+        error * error,
+        np.square(np.abs(x) + np.abs(y)),
+        a * a,
+        b * b,
+        a * b,
+        valid & (f >= 0.5 * o) & (f <= 2.0 * o),
+        valid,
+        event & seen,
+        event & ~seen,
+        ~event & seen,
     )
-    event, seen = (valid & (v >= thresholds[:, None]) for v in (f, o))
-    counted = np.stack([valid, event & seen, event & ~seen, ~event & seen], axis=2)
-    cells = subsets.transpose(1, 0, 2)[:, None] * area[:, None]  # [K, R, S, N]
-    return np.concatenate([_over_cells(weighted, cells), _over_cells(counted, cells > 0)], axis=-1)
-
-
-def _over_cells(terms: NDArray[np.generic], cells: NDArray[np.generic]) -> Values:
-    """[K, T, M, N] and [K, R, S, N] to [K, T, R, S, M]."""
-    leads, regions, subsets, n = cells.shape
-    flat = cells.reshape(leads, 1, regions * subsets, n).swapaxes(2, 3).astype(np.float64)
-    product = terms.astype(np.float64) @ flat
-    return product.swapaxes(2, 3).reshape(leads, terms.shape[1], regions, subsets, -1)
+    for row, term in enumerate(in_order):
+        terms[row] = term
+    return terms
 
 
 def scores(sums: Values, mean: float) -> dict[str, float | int | None]:

@@ -19,6 +19,7 @@ from aqnet.errors import AqnetError
 from aqnet.evaluation import metrics
 from aqnet.evaluation.baselines import SIMPLE, Baselines, month_of
 from aqnet.evaluation.records import Records
+from aqnet.evaluation.stations import Observations, StationScores
 
 Values = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -38,11 +39,13 @@ class Other(Protocol):
 
 
 class Item(NamedTuple):
-    """What one input time adds: pairs left out, and sums [F, K, T, R, 2 + others, M]."""
+    """What one input time adds: pairs left out, sums [F, K, T, R, 2 + others, M], and the forecasts
+    at the stations [F, K, T, P], if there are any."""
 
     time: int
     excluded: int
     sums: Values
+    at_stations: NDArray[np.float32] | None
 
 
 class Scorer:
@@ -57,12 +60,14 @@ class Scorer:
         observed: Callable[[int], NDArray[np.float32]],
         regions: dict[str, Flags],
         others: Sequence[Other] = (),
+        observations: Observations | None = None,
     ) -> None:
         """
         Args:
             observed: targets [T, H, W] at an input time, physical, NaN where missing.
             regions: further parts of the domain, bool [H, W], besides `all` of it.
             others: further forecasts; those that lack pairs are compared in a subset of their own.
+            observations: at stations, at which all forecasts are scored as well.
         """
         self.config, self.baselines = config, baselines
         self.observed, self.others = observed, tuple(others)
@@ -82,6 +87,10 @@ class Scorer:
         self.totals = np.zeros(
             (len(self.forecasts), k, t, len(self.regions), len(self.subsets), len(metrics.SUMS))
         )
+        self.stations: StationScores | None = None
+        if observations is not None:
+            about = config, self.mean, self.thresholds, self.forecasts, len(FORECASTS)
+            self.stations = StationScores(observations, *about)
         self.days: dict[int, Values] = {}
         self.samples = self.excluded = 0
 
@@ -106,6 +115,8 @@ class Scorer:
         for row, lead in enumerate(self.config.data.lead_times):
             season = (month_of(item.time + lead) + 1) % 12 // 3
             self.totals[:, row, :, :, 1 + season] += sums[:, row, :, :, 0]
+        if self.stations is not None and item.at_stations is not None:
+            self.stations.add(item.time, item.at_stations)
         pair = [metrics.SUMS.index("ee"), metrics.SUMS.index("w")]
         day = sums[..., 0, pair]
         self.days[item.time // 24] = self.days.get(item.time // 24, 0.0) + day
@@ -133,7 +144,12 @@ class Scorer:
             parts = [metrics.sums_of(values, pairs, *fixed, subsets)]
             parts += [metrics.sums_of(values, pairs & both, *fixed, subsets[:1]) for both in known]
             sums.append(np.concatenate(parts, axis=3))
-        return Item(time, int(valid.sum() - complete.sum()), np.stack(sums))
+        at_stations = None
+        if self.stations is not None:
+            points = self.stations.observations.points
+            every = [points(values) for values in (*own.values(), *others)]
+            at_stations = np.stack(every).astype(np.float32)
+        return Item(time, int(valid.sum() - complete.sum()), np.stack(sums), at_stations)
 
     def _sudden(self, truth: Values, present: Values) -> Flags:
         """Cells [K, N] whose PM2.5 is high and has changed since the input time."""

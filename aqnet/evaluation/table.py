@@ -12,14 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aqnet.checkpoint_files import replace_text
+from aqnet.errors import AqnetError
 from aqnet.evaluation import daily, metrics
-from aqnet.evaluation.run import FORECASTS, SUBSETS, Scorer
+from aqnet.evaluation.run import FORECASTS, Scorer
+from aqnet.evaluation.stations import StationScores
 
 Values = NDArray[np.float64]
 _N = metrics.SUMS.index("n")
 
 
-def rows(scorer: Scorer, units: dict[str, str]) -> list[dict[str, Any]]:
+def rows(scorer: Scorer | StationScores, units: dict[str, str]) -> list[dict[str, Any]]:
     """One row per forecast, pollutant, lead time, region and subset that holds any pair.
 
     The forecasts of one pollutant, lead time, region and subset are all of the same pairs: one
@@ -35,17 +37,18 @@ def rows(scorer: Scorer, units: dict[str, str]) -> list[dict[str, Any]]:
     return found
 
 
-def _is_own(scorer: Scorer, at: tuple[int, ...]) -> bool:
+def _is_own(scorer: Scorer | StationScores, at: tuple[int, ...]) -> bool:
     """Whether a subset is a fixed one, or common with a forecast that lacks pairs of `all`."""
     lead, target, region, subset = at
-    if subset < len(SUBSETS):
+    common = subset - len(scorer.subsets) + len(scorer.forecasts)  # the forecast common with
+    if common < len(FORECASTS):
         return True
     numbers = scorer.totals[:, lead, target, region, 0, _N]
-    return bool(numbers[len(FORECASTS) + subset - len(SUBSETS)] != numbers[0])
+    return bool(numbers[common] != numbers[0])
 
 
 def _row(
-    scorer: Scorer,
+    scorer: Scorer | StationScores,
     units: dict[str, str],
     limits: tuple[Values, Values],
     number: int,
@@ -78,14 +81,23 @@ def _row(
 
 def write(output: Path, facts: dict[str, Any], table: list[dict[str, Any]]) -> None:
     """metrics.json (`facts` and rows) and metrics.csv, atomically."""
+    if not table:
+        raise AqnetError(
+            f"{output}: nothing to score: no pair of the split has a truth and an input value"
+        )
     output.mkdir(parents=True, exist_ok=True)
     text = json.dumps({**facts, "rows": table}, indent=1, allow_nan=False)
     replace_text(output / "metrics.json", text + "\n")
+    write_csv(output / "metrics.csv", table)
+
+
+def write_csv(path: Path, table: list[dict[str, Any]]) -> None:
+    """Rows under a header, atomically; an empty file where there is none."""
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(table[0]), lineterminator="\n")
+    writer = csv.DictWriter(buffer, list(table[0]) if table else [], lineterminator="\n")
     writer.writeheader()
     writer.writerows(table)
-    replace_text(output / "metrics.csv", buffer.getvalue())
+    replace_text(path, buffer.getvalue())
 
 
 _SHORT = {"persistence": "persist", "climatology": "climat"}
@@ -117,12 +129,12 @@ def skill_table(table: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _limits(scorer: Scorer) -> tuple[Values, Values]:
+def _limits(scorer: Scorer | StationScores) -> tuple[Values, Values]:
     """Intervals of each MSE, and of each MSE over each simple forecast's; subset `all` alone.
 
     Shapes [2, F, K, T, R] and [2, F, F, K, T, R].
     """
-    if not scorer.days:
+    if isinstance(scorer, StationScores) or not scorer.days:
         shape = scorer.totals.shape[:4]
         return np.full((2, *shape), np.nan), np.full((2, shape[0], *shape), np.nan)
     sums = daily.of(scorer)

@@ -1,5 +1,6 @@
 """evaluate.py: byte-equal for any number of processes; what it refuses."""
 
+import csv
 import json
 import time
 from pathlib import Path
@@ -150,3 +151,23 @@ def test_place_without_a_checkpoint_is_one_line(tmp_path: Path):
     result = run("evaluate.py", *options, status=2)
     assert len(result.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_stations_are_scored_and_reported(trained: Path, tiny: dict[str, Any], tmp_path: Path):
+    grid = zarr.open_group(Path(tiny["data"]["stores"]) / "2015.zarr", mode="r")
+    y, x = np.argwhere(np.asarray(grid["mask"]))[5]
+    lat, lon = (np.asarray(grid[name])[y, x] for name in ("lat", "lon"))
+    lines = [f"A,{lat},{lon},2015-01-{day}T{h:02}:00Z,o3,40" for day in (25, 28) for h in range(24)]
+    lines += ["far,0,0,2015-01-25T00:00Z,o3,40", lines[0]]
+    path = tmp_path / "stations.csv"
+    path.write_text("\n".join(["id,lat,lon,time,pollutant,value", *lines]))
+    options = ["--checkpoint", str(trained), "--output", str(tmp_path / "out"), "--no-pictures"]
+    result = run("evaluate.py", *options, "--stations", str(path))
+    assert "1 stations in the domain" in result.stdout
+    assert "1 lines left out: stations outside the domain" in result.stdout
+    assert "1 lines left out: duplicates" in result.stdout
+    with (tmp_path / "out/stations.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["region"] for row in rows} == {"all", "A"}
+    assert {row["pollutant"] for row in rows} == {"o3"}
+    assert all(int(row["n"]) > 20 for row in rows if row["lead_time_hours"] == "12")

@@ -1,6 +1,6 @@
 """Scorer and rows: which pairs count, seasons, other people's forecasts, against plain loops."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -63,16 +63,21 @@ def fitted() -> baselines.Baselines:
     return baselines.fit(stream, MASK.numpy(), LEADS, {1, 2})
 
 
-def scored(simple: baselines.Baselines, others: tuple[run.Other, ...] = ()) -> run.Scorer:
+def batches() -> Iterator[tuple[Batch, torch.Tensor]]:
+    """Each input time with its normalised forecast."""
     mean, std = (part.float()[:, None, None] for part in STATISTICS.of(TARGETS))
-    regions = {"north": GRID.lat.numpy() > 40}
-    scorer = run.Scorer(CONFIG, GRID, STATISTICS, simple, truth_at, regions, others)
     for hour in HOURS:
         truth = torch.from_numpy(np.stack([truth_at(hour + lead) for lead in LEADS]))
         targets = ((truth - mean) / std)[None]
-        forecast = (torch.from_numpy(model_at(hour)) - mean)[None] / std
         mask = targets.isfinite() & MASK
         batch = Batch(targets[:, 0], torch.tensor([hour]), torch.tensor([LEADS]), targets, mask)
+        yield batch, (torch.from_numpy(model_at(hour)) - mean)[None] / std
+
+
+def scored(simple: baselines.Baselines, others: tuple[run.Other, ...] = ()) -> run.Scorer:
+    regions = {"north": GRID.lat.numpy() > 40}
+    scorer = run.Scorer(CONFIG, GRID, STATISTICS, simple, truth_at, regions, others)
+    for batch, forecast in batches():
         for item in scorer.score(batch, forecast):
             scorer.add(item)
     return scorer
