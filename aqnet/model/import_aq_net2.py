@@ -12,7 +12,7 @@ from aqnet.batch import Statistics
 from aqnet.config import Config
 from aqnet.errors import AqnetError
 from aqnet.model.compatibility import HEIGHT
-from aqnet.model.transfer import Report
+from aqnet.model.transfer import Report, last_layer
 
 # the order of the embeddings, and mean and standard deviation as hard-coded in that code's
 # data loader; latitude and longitude entered in degrees
@@ -34,6 +34,7 @@ NORMALISATION = {
     "population": (13381.20, 67986.97),
 }
 VARIABLES = tuple(NORMALISATION)
+BY_VARIABLE = {"token_embeds.proj_weights": 0, "token_embeds.proj_biases": 0, "var_embed": 1}
 TARGETS = ("pm25", "pm10", "so2", "no2", "co", "o3")
 UNSUPPORTED = (
     "pollutant_projections",
@@ -42,6 +43,7 @@ UNSUPPORTED = (
     "hierarchical_physics",
     "adaptive_wind_memory",
 )
+_ADDITIONS = ("scan_embed.", "calendar_embed.")  # start at zero: without effect until trained
 _BUFFERS = {
     "china_mask": "the domain mask comes with the stores",
     "target_indices": "used to choose the rows of the head",
@@ -71,14 +73,15 @@ def convert(
     tensors: dict[str, Tensor],
     settings: dict[str, Any],
     config: Config,
+    first: dict[str, Tensor],
     report: Report,
 ) -> dict[str, Tensor]:
-    """aqnet's names and layouts for an AQ_NET2 state dict.
+    """The state of the config's model from an AQ_NET2 state dict.
 
     Args:
         tensors: by the file's keys, `model.` and `climax.` or not.
         settings: the file's hyper_parameters["config"], {} where there are none.
-        report: what is dropped is added.
+        first: the model's first state.
     Raises:
         AqnetError: a variant that cannot be reproduced exactly, by name; or `config` is another
             model.
@@ -90,23 +93,18 @@ def convert(
     for key, why in _BUFFERS.items():
         if own.pop(key, None) is not None:
             report.dropped[key] = why
-    own = _renamed(stacked(own))
-    if (scale := own.pop("blocks.0.attn.H_scale", None)) is not None:
-        own["blocks.0.attn.alpha"] *= HEIGHT / scale
-        report.dropped["blocks.0.attn.H_scale"] = "folded into alpha, exactly"
-    if (alpha := own.get("blocks.0.attn.alpha")) is not None:
-        own["blocks.0.attn.alpha"] = alpha.reshape(())
+    own = _renamed(stacked(origin, own))
     _check_variant(origin, own, config)
+    _fold_height(own, report)
+    _check_shapes(origin, own, first, config)
     at = torch.tensor([VARIABLES.index(name) for name in config.data.variables])
-    for key, axis in (
-        ("token_embeds.proj_weights", 0),
-        ("token_embeds.proj_biases", 0),
-        ("var_embed", 1),
-    ):
-        if key in own and own[key].shape[axis] == len(VARIABLES):
-            own[key] = own[key].index_select(axis, at)
-    _choose_head_rows(origin, own, targets, config, report)
-    return own
+    for key, axis in BY_VARIABLE.items():
+        own[key] = own[key].index_select(axis, at)
+    _choose_head_rows(own, targets, config, report)
+    report.taken.update(dict.fromkeys(own, origin))
+    for name in first.keys() - own.keys():
+        report.initialised[name] = "not in that model; zero, so without effect"
+    return {name: own.get(name, value).to(value.dtype) for name, value in first.items()}
 
 
 def _refuse(origin: str, own: dict[str, Tensor]) -> None:
@@ -159,10 +157,12 @@ def _target_channels(
     names = tuple(settings.get("data", {}).get("target_variables", TARGETS))
     order = tuple(settings.get("data", {}).get("variables", VARIABLES))
     indices = own.get("target_indices")
-    channels = [order.index(name) for name in names] if indices is None else indices.tolist()
+    channels = (
+        [order.index(name) for name in names] if indices is None else indices.flatten().tolist()
+    )
     found = dict(zip(names, channels, strict=False))
     if len(names) != len(channels) or any(
-        channel >= len(order) or order[channel] != name for name, channel in found.items()
+        name not in order or order.index(name) != channel for name, channel in found.items()
     ):
         raise AqnetError(
             f"{origin}: target_indices {channels} are not the places of {list(names)} among "
@@ -177,18 +177,22 @@ def _target_channels(
     return [found[name] for name in config.data.targets]
 
 
-def stacked(own: dict[str, Tensor]) -> dict[str, Tensor]:
+def stacked(origin: str, own: dict[str, Tensor]) -> dict[str, Tensor]:
     """One projection per variable (the row-major variant's, ClimaX's) as one tensor for all."""
     single = re.compile(r"token_embeds\.(\d+)\.proj\.(weight|bias)")
-    result, parts = {}, {}
+    result: dict[str, Tensor] = {}
+    parts: dict[str, dict[int, Tensor]] = {"weight": {}, "bias": {}}
     for key, value in own.items():
         if match := single.fullmatch(key):
-            parts[int(match[1]), match[2]] = value
+            parts[match[2]][int(match[1])] = value
         else:
             result[key] = value
-    count = 1 + max((number for number, _ in parts), default=-1)
     for part, name in (("weight", "proj_weights"), ("bias", "proj_biases")):
-        rows = [parts[n, part] for n in range(count) if (n, part) in parts]
+        rows = [parts[part][number] for number in sorted(parts[part])]
+        if len({row.shape for row in rows}) > 1 or len(rows) != 1 + max(parts[part], default=-1):
+            raise AqnetError(
+                f"{origin}: token_embeds.*.proj.{part} must be there for all variables, alike"
+            )
         if rows:
             result[f"token_embeds.{name}"] = torch.stack(rows)
     return result
@@ -212,6 +216,9 @@ def _check_variant(origin: str, own: dict[str, Tensor], config: Config) -> None:
         "aq_net2_uphill": "alpha",
     }
     present = [name for name, key in variants.items() if f"blocks.0.attn.{key}" in own]
+    height = own.get("blocks.0.attn.H_scale", torch.ones(()))
+    if height.numel() != 1 or ("blocks.0.attn.H_scale" in own and "aq_net2_uphill" not in present):
+        raise AqnetError(f"{origin}: blocks.0.attn.H_scale must be one number beside an alpha")
     needed = present[0] if present else "aq_net2"
     if config.model.compatibility != needed:
         raise AqnetError(
@@ -220,26 +227,55 @@ def _check_variant(origin: str, own: dict[str, Tensor], config: Config) -> None:
         )
 
 
+def _fold_height(own: dict[str, Tensor], report: Report) -> None:
+    """One strength per 1000 for `elevation_alpha` per `H_scale`."""
+    key, height = "blocks.0.attn.alpha", own.pop("blocks.0.attn.H_scale", None)
+    if height is not None:
+        own[key] = own[key] * (HEIGHT / height)
+        report.dropped["blocks.0.attn.H_scale"] = "folded into alpha, exactly"
+    if key in own and own[key].numel() == 1:  # [1] in some
+        own[key] = own[key].reshape(())
+
+
+def _check_shapes(
+    origin: str, own: dict[str, Tensor], first: dict[str, Tensor], config: Config
+) -> None:
+    """Every tensor of the model is there, in its shape, and no other.
+
+    Raises:
+        AqnetError: names the first that is not so.
+    """
+    hidden = len([key for key in own if re.fullmatch(r"head\.\d+\.weight", key)]) - 1
+    if hidden != config.model.decoder_depth:
+        raise AqnetError(
+            f"{origin}: its head has {hidden} hidden layers, the config model.decoder_depth "
+            f"{config.model.decoder_depth}; set it to {hidden}"
+        )
+    unknown = sorted(own.keys() - first.keys())
+    if unknown:
+        raise AqnetError(
+            f"{origin}: {len(unknown)} tensors have no place in the config's model, the first: "
+            f"{', '.join(unknown[:3])}; unknown variants are not imported (is model.depth right?)"
+        )
+    channels = config.model.patch**2 * len(VARIABLES)
+    for name, value in first.items():
+        shape = tuple(value.shape)
+        if name.startswith(last_layer(config)):
+            shape = (channels, *shape[1:])  # all variables' there, the targets' here
+        if name in own and tuple(own[name].shape) != shape:
+            found = tuple(own[name].shape)
+            raise AqnetError(f"{origin}: {name} has shape {found}, the config needs {shape}")
+        if name not in own and not name.startswith(_ADDITIONS):
+            raise AqnetError(f"{origin}: lacks {name}, which the config's model has")
+
+
 def _choose_head_rows(
-    origin: str, own: dict[str, Tensor], targets: list[int], config: Config, report: Report
+    own: dict[str, Tensor], targets: list[int], config: Config, report: Report
 ) -> None:
     """Of the head's outputs (row, column, variable) keep those of the targets."""
-    last = f"head.{2 * config.model.decoder_depth}"
-    hidden = [key for key in own if re.fullmatch(r"head\.\d+\.weight", key)]
-    if f"{last}.weight" not in own or len(hidden) != config.model.decoder_depth + 1:
-        raise AqnetError(
-            f"{origin}: its head has {len(hidden) - 1} hidden layers, the config "
-            f"model.decoder_depth {config.model.decoder_depth}; set it to {len(hidden) - 1}"
-        )
-    cells = config.model.patch**2
+    last = last_layer(config)
     for part in ("weight", "bias"):
-        value = own[f"{last}.{part}"]
-        if value.shape[0] != cells * len(VARIABLES):
-            raise AqnetError(
-                f"{origin}: {last}.{part} has {value.shape[0]} rows, expected {cells} cells of a "
-                f"patch x {len(VARIABLES)} variables"
-            )
-        rows = value.unflatten(0, (cells, len(VARIABLES)))[:, targets]
-        own[f"{last}.{part}"] = rows.flatten(0, 1).clone()
+        rows = own[f"{last}.{part}"].unflatten(0, (config.model.patch**2, len(VARIABLES)))
+        own[f"{last}.{part}"] = rows[:, targets].flatten(0, 1)
     others = [name for at, name in enumerate(VARIABLES) if at not in targets]
     report.dropped[f"{last}, rows of {', '.join(others)}"] = "no targets of this config"

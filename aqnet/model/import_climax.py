@@ -7,7 +7,7 @@ from torch import Tensor
 
 from aqnet.config import Config
 from aqnet.errors import AqnetError
-from aqnet.model.import_aq_net2 import stacked
+from aqnet.model.import_aq_net2 import BY_VARIABLE, stacked
 from aqnet.model.transfer import Report, last_layer, resized_positions
 
 NUM_HEADS = 16
@@ -38,7 +38,6 @@ SAME = {
     "lat2d": "lattitude",
     "elevation": "orography",
 }
-_BY_VARIABLE = {"token_embeds.proj_weights": 0, "token_embeds.proj_biases": 0, "var_embed": 1}
 
 
 def convert(
@@ -59,7 +58,7 @@ def convert(
         AqnetError: another width or number of heads, so that nothing can be taken.
     """
     own = {k.removeprefix("net.").replace("channel_", "var_"): v for k, v in tensors.items()}
-    own = stacked(own)
+    own = stacked(origin, own)
     _check(origin, own, config)
     state = {name: value.clone() for name, value in first.items()}
     known = {name: at for at, name in enumerate(VARIABLES)}
@@ -69,7 +68,7 @@ def convert(
     own["token_embeds.proj_weights"] = resized_kernels(
         own["token_embeds.proj_weights"], config.model.patch
     )
-    for name, axis in _BY_VARIABLE.items():
+    for name, axis in BY_VARIABLE.items():
         for here, there in pairs:
             state[name].select(axis, here).copy_(own[name].select(axis, there))
         report.taken[name] = f"rows of {', '.join(VARIABLES[there] for _, there in pairs)}"
@@ -109,6 +108,14 @@ def _check(origin: str, own: dict[str, Tensor], config: Config) -> None:
             f"{model.num_heads} can take nothing of ClimaX, which has {width} and {NUM_HEADS}; "
             "use configs/china_climax_1024.yaml"
         )
+    for name, before, after in (
+        ("token_embeds.proj_weights", (count, width, 1), 2),
+        ("token_embeds.proj_biases", (count, width), 0),
+        ("pos_embed", (1,), 2),
+    ):
+        shape = tuple(own[name].shape) if name in own else ()
+        if shape[: len(before)] != before or len(shape) != len(before) + after:
+            raise AqnetError(f"{origin}: {name} has shape {shape}, expected {before} first")
 
 
 def _account(

@@ -38,7 +38,6 @@ _TOP_LEVEL = {
     "hyper_parameters": "compared with the config; the config holds",
 }
 _VARIABLE_TABLES = ("var_embed", "channel_embed")
-_ADDITIONS = ("scan_embed.", "calendar_embed.")  # start at zero: without effect until trained
 
 
 def main() -> int:
@@ -79,15 +78,15 @@ def import_weights(
     shape = shape or config.data.shape or _mask_shape(tensors)
     if shape is None:
         raise AqnetError(f"{source}: does not say the grid; give --grid HEIGHTxWIDTH")
+    model = blank_model(config, shape)
+    first = model.state_dict()
     if _is_climax(tensors):
         known: dict[str, dict[str, float]] = {}  # not in the file
-        model = blank_model(config, shape)
-        first, patches = model.state_dict(), model.patch_shape
+        patches = model.patch_shape
         state = import_climax.convert(str(source), tensors, config, first, patches, report)
     else:
         known = import_aq_net2.statistics().to_dict()
-        converted = import_aq_net2.convert(str(source), tensors, settings, config, report)
-        state = _complete(source, converted, blank_model(config, shape).state_dict(), report)
+        state = import_aq_net2.convert(str(source), tensors, settings, config, first, report)
     described = {
         "global_step": 0,
         "config": configs.to_dict(config),
@@ -139,7 +138,7 @@ def _parts(
     wrong = [str(key) for key, value in tensors.items() if not isinstance(value, Tensor)]
     if wrong:
         raise AqnetError(f"{source}: expected a state dict of tensors; {wrong[0]} is none")
-    if not any(key.endswith(_VARIABLE_TABLES) for key in tensors):
+    if not any(key.endswith(_VARIABLE_TABLES) and v.ndim == 3 for key, v in tensors.items()):
         raise AqnetError(
             f"{source}: neither AQ_NET2 nor ClimaX: no variable embedding (var_embed or "
             f"channel_embed) among {len(tensors)} tensors"
@@ -152,39 +151,7 @@ def _parts(
 def _is_climax(tensors: dict[str, Tensor]) -> bool:
     """Whether the file embeds other than AQ_NET2's variables."""
     tables = [value for key, value in tensors.items() if key.endswith(_VARIABLE_TABLES)]
-    return tables[0].shape[1] != len(import_aq_net2.VARIABLES)
-
-
-def _complete(
-    source: Path, converted: dict[str, Tensor], first: dict[str, Tensor], report: Report
-) -> dict[str, Tensor]:
-    """The model's whole state, every tensor's shape checked.
-
-    Raises:
-        AqnetError: a tensor that the model does not have, lacks, or has in another shape.
-    """
-    unknown = sorted(converted.keys() - first.keys())
-    if unknown:
-        raise AqnetError(
-            f"{source}: {len(unknown)} tensors have no place in the config's model, the first: "
-            f"{', '.join(unknown[:3])}; unknown variants are not imported (is model.depth right?)"
-        )
-    state = {}
-    for name, value in first.items():
-        if name in converted:
-            found = tuple(converted[name].shape)
-            if found != tuple(value.shape):
-                raise AqnetError(
-                    f"{source}: {name} has shape {found}, the config's model {tuple(value.shape)}"
-                )
-            state[name] = converted[name].to(value.dtype).contiguous()
-            report.taken[name] = str(source)
-        elif name.startswith(_ADDITIONS):
-            state[name] = value
-            report.initialised[name] = "not in that model; zero, so without effect"
-        else:
-            raise AqnetError(f"{source}: lacks {name}, which the config's model has")
-    return state
+    return all(table.shape[1:2] != (len(import_aq_net2.VARIABLES),) for table in tables)
 
 
 def _mask_shape(tensors: dict[str, Tensor]) -> tuple[int, int] | None:

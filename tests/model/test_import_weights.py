@@ -241,6 +241,27 @@ def test_settings_that_contradict_the_compatibility_are_refused(key: str, value:
         config(compatibility="aq_net2_barrier", **{key: value})
 
 
+@pytest.mark.parametrize("variant", ["row_major", "uphill", "relative"])
+def test_a_tensor_that_is_missing_or_of_another_shape_is_named(variant: str, tmp_path: Path):
+    state, where = (
+        aq_net2_state(variant),
+        config(compatibility=COMPATIBILITY.get(variant, "aq_net2")),
+    )
+    optional = ("target_indices", "H_scale")
+    blocks = [key for key in state if "blocks." in key and "blocks.0.attn" not in key]
+    for key in state.keys() - set(blocks):
+        for other in (None, torch.ones(7)):
+            tree = lightning(state)
+            tree["state_dict"][f"model.{key}"] = other
+            if other is None:
+                del tree["state_dict"][f"model.{key}"]
+                if key.endswith(optional):
+                    continue
+            with pytest.raises(AqnetError) as error:
+                import_weights(saved(tree, tmp_path), where, tmp_path / "out")
+            assert "best.ckpt" in str(error.value) and "\n" not in str(error.value)
+
+
 class Malicious:
     def __init__(self, path: Path) -> None:
         self.path = path
