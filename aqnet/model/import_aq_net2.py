@@ -48,6 +48,7 @@ _BUFFERS = {
     "china_mask": "the domain mask comes with the stores",
     "target_indices": "used to choose the rows of the head",
 }
+_PREFIXES = ((r"(?:model\.)?(?:climax\.)?(.+)", r"\1"),)
 _RENAMED = (
     (r"patch_embed\.(proj_weights|proj_biases)", r"token_embeds.\1"),
     (r"blocks\.(\d+)\.mlp\.0\.(\w+)", r"blocks.\1.mlp.fc1.\2"),
@@ -86,14 +87,14 @@ def convert(
         AqnetError: a variant that cannot be reproduced exactly, by name; or `config` is another
             model.
     """
-    own = {re.sub(r"^(model\.)?(climax\.)?", "", key): value for key, value in tensors.items()}
+    own = _renamed(origin, tensors, _PREFIXES)
     _refuse(origin, own)
     _check_settings(origin, settings, config, report)
     targets = _target_channels(origin, own, settings, config)
     for key, why in _BUFFERS.items():
         if own.pop(key, None) is not None:
             report.dropped[key] = why
-    own = _renamed(stacked(origin, own))
+    own = _renamed(origin, stacked(origin, own), _RENAMED)
     _check_variant(origin, own, config)
     _fold_height(own, report)
     _check_shapes(origin, own, first, config)
@@ -198,14 +199,20 @@ def stacked(origin: str, own: dict[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def _renamed(own: dict[str, Tensor]) -> dict[str, Tensor]:
-    result = {}
+def _renamed(
+    origin: str, own: dict[str, Tensor], rules: tuple[tuple[str, str], ...]
+) -> dict[str, Tensor]:
+    """Keys by the first of `rules` that fits the whole of them."""
+    result: dict[str, Tensor] = {}
     for key, value in own.items():
-        for pattern, name in _RENAMED:
+        name = key
+        for pattern, replacement in rules:
             if re.fullmatch(pattern, key):
-                key = re.sub(pattern, name, key)
+                name = re.sub(pattern, replacement, key)
                 break
-        result[key] = value
+        if name in result:
+            raise AqnetError(f"{origin}: holds {name} under two names, one of them {key}")
+        result[name] = value
     return result
 
 

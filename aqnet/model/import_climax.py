@@ -48,11 +48,13 @@ def convert(
     patch_shape: tuple[int, int],
     report: Report,
 ) -> dict[str, Tensor]:
-    """The state of the config's model with everything of ClimaX that fits.
+    """Of the state of the config's model those tensors of which ClimaX has something.
+
+    The others are left to the run that starts from it, which may know better first values.
 
     Args:
         tensors: by the file's keys, `net.` or not, `channel_` for `var_` or not.
-        first: the model's first state; what is not taken stays.
+        first: the model's first state; rows of other variables stay.
         patch_shape: (h, w) of the model's patches.
     Raises:
         AqnetError: another width or number of heads, so that nothing can be taken.
@@ -77,7 +79,7 @@ def convert(
     state["pos_embed"] = resized_positions(own["pos_embed"], (height, rows // height), patch_shape)
     report.taken["pos_embed"] = f"resized from {height} x {rows // height} patches, bicubically"
     _account(own, state, config, report)
-    return state
+    return {name: state[name] for name in report.taken}
 
 
 def resized_kernels(weights: Tensor, patch: int) -> Tensor:

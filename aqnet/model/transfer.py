@@ -72,18 +72,11 @@ def take_weights(model: ClimaX, config: Config, loaded: Loaded) -> Report:
                 f"would mean the same; set model.{key}: {there}"
             )
     report = Report()
-    _name_differences(old, config, report)
-    weights = dict(loaded.ema if loaded.ema is not None else loaded.model)
-    old_unit, unit = (lead_time_unit(each.model) for each in (old, config))
-    if old_unit != unit and "lead_time_embed.weight" in weights:
-        weights["lead_time_embed.weight"] = weights["lead_time_embed.weight"] * (unit / old_unit)
-        report.notes.append(f"lead_time_embed.weight times {unit / old_unit:g}: other units, exact")
-    if loaded.grid is not None:
-        _fit_positions(weights, loaded.grid["mask"], old.model.patch, model.patch_shape, report)
+    _name_differences(old, config, loaded, report)
+    weights = _fitted(loaded, old, config, model.patch_shape, report)
     labels, old_labels = _labels(config), _labels(old)
     unwanted = _unwanted(old, config)
-    state = model.state_dict()
-    for name, value in state.items():
+    for name, value in model.state_dict().items():
         why = unwanted.get(name) or _take(
             value, weights.get(name), labels.get(name, {}), old_labels.get(name, {})
         )
@@ -122,20 +115,23 @@ def resized_positions(table: Tensor, old: tuple[int, int], new: tuple[int, int])
     return image.flatten(2).transpose(1, 2).contiguous()
 
 
-def _fit_positions(
-    weights: dict[str, Tensor],
-    mask: Tensor,
-    patch: int,
-    shape: tuple[int, int],
-    report: Report,
-) -> None:
-    """Position embeddings of a grid of other numbers of patches are resized."""
-    before = (-(-mask.shape[0] // patch), -(-mask.shape[1] // patch))
-    if before != shape:
-        weights["pos_embed"] = resized_positions(weights["pos_embed"], before, shape)
-        report.notes.append(
-            f"pos_embed resized from {before[0]} x {before[1]} to {shape[0]} x {shape[1]} patches"
-        )
+def _fitted(
+    loaded: Loaded, old: Config, new: Config, shape: tuple[int, int], report: Report
+) -> dict[str, Tensor]:
+    """The checkpoint's weights for `new`'s unit of lead time and its `shape` of patches."""
+    weights = dict(loaded.ema if loaded.ema is not None else loaded.model)
+    ratio = lead_time_unit(new.model) / lead_time_unit(old.model)
+    if ratio != 1.0 and "lead_time_embed.weight" in weights:
+        weights["lead_time_embed.weight"] = weights["lead_time_embed.weight"] * ratio
+        report.notes.append(f"lead_time_embed.weight times {ratio:g}: other units, exact")
+    if loaded.grid is not None:
+        height, width = (-(-size // old.model.patch) for size in loaded.grid["mask"].shape)
+        if (height, width) != shape:
+            weights["pos_embed"] = resized_positions(weights["pos_embed"], (height, width), shape)
+            report.notes.append(
+                f"pos_embed resized from {height} x {width} to {shape[0]} x {shape[1]} patches"
+            )
+    return weights
 
 
 def _take(value: Tensor, source: Tensor | None, labels: Labels, old_labels: Labels) -> str | None:
@@ -207,8 +203,12 @@ def _unwanted(old: Config, new: Config) -> dict[str, str]:
     return {}
 
 
-def _name_differences(old: Config, new: Config, report: Report) -> None:
+def _name_differences(old: Config, new: Config, loaded: Loaded, report: Report) -> None:
     """Variables, targets and lead times that only one of the two has."""
+    imported = loaded.state.get("imported", {}).get("initialised", {})
+    for variable in new.input_variables:
+        if f"variable {variable}" in imported:  # its rows are there, but not from that source
+            report.initialised[f"variable {variable}"] = imported[f"variable {variable}"]
     joint = "joint" in (old.model.lead_time_mode, new.model.lead_time_mode)
     for kind, before, now in (
         ("variable", old.input_variables, new.input_variables),

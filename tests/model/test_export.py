@@ -16,10 +16,12 @@ from aqnet import checkpoint_files
 from aqnet import config as configs
 from aqnet.batch import Statistics
 from aqnet.errors import AqnetError
+from aqnet.model import terrain
 from aqnet.model.climax import ClimaX
 from aqnet.model.export import METADATA, export
 from tests.conftest import REPOSITORY
 from tests.model.builders import LEADS, TARGETS, VARIABLES, config_of, grid, inputs, model_of
+from tests.reference.attention import dense_attention
 
 EXAMPLE = REPOSITORY / "docs/examples/run_exported.py"
 # -I keeps this repository off the path; that it is not used is checked besides
@@ -103,6 +105,18 @@ def test_the_example_runs_it_alone_and_forecasts_the_same(settings: dict[str, An
     assert ours.shape == (3, len(LEADS), len(TARGETS), 8, 12)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5, equal_nan=True)
     np.testing.assert_array_equal(written["lat"], grid().lat.numpy())
+
+
+def test_terrain_attention_in_an_exported_file_is_the_same_in_chunks(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    q, k, v = torch.randn(3, 2, 4, 23, 8, dtype=torch.float64)
+    z = torch.rand(2, 23, dtype=torch.float64)
+    up, down = torch.rand(2, 4, dtype=torch.float64)
+    expected = dense_attention(q, k, v, z, up, down)
+    for chunk in (5, 23, 512):
+        monkeypatch.setattr(terrain, "_CHUNK", chunk)
+        torch.testing.assert_close(terrain._in_chunks(q, k, v, z, up, down), expected)
 
 
 def test_the_file_says_what_it_is(tmp_path: Path):

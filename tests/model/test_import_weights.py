@@ -193,6 +193,8 @@ def test_the_normalisation_of_that_time_is_installed(tmp_path: Path):
         ("model.climax.blocks.1.attn.gate", ["blocks.1.attn.gate", "unknown variants"]),
         ("model.climax.blocks.6.norm1.weight", ["blocks.6.norm1.weight", "model.depth"]),
         ("model.climax.head.6.weight", ["decoder_depth", "3"]),
+        ("climax.norm.bias", ["norm.bias", "two names"]),
+        ("model.climax.head_fc1.bias", ["head.0.bias", "two names"]),
     ],
 )
 def test_unknown_variants_are_refused_by_name(key: str, words: list[str], tmp_path: Path):
