@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from aqnet.config import Train
+from aqnet.config import Train, load
 from aqnet.errors import AqnetError
 from aqnet.training.optimizer import (
     MovingAverage,
@@ -14,6 +14,7 @@ from aqnet.training.optimizer import (
     schedule,
     set_learning_rate,
 )
+from tests.model.builders import inputs, model_of
 
 
 class Tiny(nn.Module):
@@ -70,6 +71,36 @@ def test_factor_that_cannot_hold_is_refused_by_name(factors: dict[str, float]):
 def test_freezing_everything_is_refused():
     with pytest.raises(AqnetError, match="every parameter"):
         parameter_groups(nn.Sequential(nn.Linear(2, 2)), 0.01, {"0": 0.0})
+
+
+@pytest.mark.parametrize("mode", ["joint", "conditioned"])
+def test_of_the_real_model_projections_alone_are_decayed(mode: str):
+    found = settings(model_of(lead_time_mode=mode), {})
+    decayed = {name.rpartition(".")[2] for name, (decay, _) in found.items() if decay > 0}
+    assert decayed == {"weight", "proj_weights", "in_proj_weight"}
+    assert not any("norm" in name for name, (decay, _) in found.items() if decay > 0)
+    free = {name for name, (decay, _) in found.items() if decay == 0}
+    assert {"pos_embed", "var_embed", "var_query", "rho", "blocks.0.attn.up"} <= free
+
+
+def test_the_originals_factors_hold_for_the_real_model():
+    factors = load("configs/china_6pollutants.yaml").train.learning_rate_factors
+    found = settings(model_of(lead_time_mode="conditioned"), factors)
+    assert {factor for name, (_, factor) in found.items() if name.startswith("blocks.")} == {0.1}
+    assert {factor for name, (_, factor) in found.items() if name.startswith("head.")} == {0.5}
+    assert found["token_embeds.proj_weights"][1] == 2.0
+    assert found["pos_embed"][1] == 1.0
+
+
+def test_a_step_leaves_frozen_parts_of_the_real_model_as_they_are():
+    train = Train(max_steps=2, learning_rate=0.1, learning_rate_factors={"blocks": 0.0})
+    model = model_of().train()
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    optimizer = make_optimizer(model, train)
+    model(*inputs()).nan_to_num().square().sum().backward()
+    optimizer.step()
+    same = {name for name, value in model.named_parameters() if torch.equal(value, before[name])}
+    assert same == {name for name in before if name.startswith("blocks.")}
 
 
 def test_schedule_values():
