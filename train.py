@@ -105,7 +105,9 @@ def assemble(
     device: torch.device,
 ) -> loop.Run:
     """Join data, model and evaluation to a run of the training loop."""
-    torch.use_deterministic_algorithms(config.train.deterministic)
+    if config.train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS refuses without
+        torch.use_deterministic_algorithms(True)
     stores = open_stores(config)
     checksums = {store.path.name: store.checksum for store in stores}
     origin = first_weights(config) if loaded is None else None

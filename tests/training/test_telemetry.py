@@ -1,5 +1,7 @@
+import io
 import json
 import math
+import sys
 import time
 from pathlib import Path
 
@@ -55,6 +57,25 @@ def test_progress_line_names_step_loss_and_time_shares(
     telemetry.progress(3, {"loss": 0.12345678, "time/forward": 0.25})
     telemetry.close()
     assert capsys.readouterr().out == "step 3/10  loss 0.1235  forward 25%\n"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_there_is_a_progress_bar_and_lines_stand_above_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    telemetry = Telemetry(tmp_path, active=True, first_step=1, last_step=3)
+    telemetry.progress(2, {"loss": 0.5})
+    telemetry.advance()
+    telemetry.advance()
+    telemetry.close()
+    assert "step 2/3  loss 0.5\n" in terminal.getvalue()
+    assert "| 3/3 [" in terminal.getvalue()
 
 
 def test_time_shares_add_up_to_the_wall_time():
