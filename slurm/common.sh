@@ -2,13 +2,17 @@
 # What the batch scripts share; sourced by them. Functions only.
 
 # Read the site file, if SITE names one. It may load modules, export variables, activate an
-# environment, and set two arrays: `on_node`, what each node runs before python (a container), and
-# `torchrun_options`.
+# environment, and set: `on_node`, what each node runs before python (a container);
+# `torchrun_options`; and `preset`, the machine that submit.sh plans with.
 read_site() {
   on_node=()
   torchrun_options=()
+  # shellcheck disable=SC2034
+  preset=local
+  set +u # modules and environments of sites read variables that are not set
   # shellcheck source=/dev/null
   if [ -n "${SITE:-}" ]; then source "$SITE"; fi
+  set -u
   # Since Slurm 22.05 srun gives a step one CPU, whatever the job has, unless it is told again
   if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi
 }

@@ -1,12 +1,15 @@
 # shellcheck shell=bash disable=SC2034
 # LUMI-G (AMD MI250X, Slingshot); sourced by the batch scripts where SITE names it.
 
-# The containers of the LUMI AI factory: ROCm, torch, and the aws-ofi-rccl plugin, without which
-# RCCL falls back to TCP over Slingshot. The module sets what they need to see of the system.
+preset=lumi-g
+
+# A container of the LUMI AI factory: ROCm, torch 2.10, and the aws-ofi-rccl plugin, without which
+# RCCL falls back to TCP over Slingshot. The module sets what it needs to see of the system.
+module purge
 module use /appl/local/laifs/modules
 module load lumi-aif-singularity-bindings
-CONTAINER=${CONTAINER:-$(find /appl/local/laifs/containers -name 'lumi-multitorch-full-*.sif' |
-  sort | tail -n 1)}
+container=lumi-multitorch-u24r70f21m50t210-20260415_130625
+container=/appl/local/laifs/containers/$container/${container/multitorch/multitorch-full}.sif
 
 # aqnet's other packages, one file on Lustre in place of thousands (docs/lumi.md makes it).
 # Singularity: put before the container's own PATH
@@ -20,7 +23,7 @@ on_node=(
   bash -c 'MIOPEN_USER_DB_PATH=$(mktemp -d)
     export MIOPEN_USER_DB_PATH MIOPEN_CUSTOM_CACHE_DIR=$MIOPEN_USER_DB_PATH
     exec "$@"' bash
-  singularity exec -B "$AQNET_PACKAGES:/user-software:image-src=/" "$CONTAINER"
+  singularity exec -B "$AQNET_PACKAGES:/user-software:image-src=/" "$container"
 )
 
 # RCCL: the processes find each other over Slingshot (hsn0 to hsn3), not over the management network.

@@ -1,6 +1,8 @@
 # shellcheck shell=bash disable=SC2034
 # A cluster with NVIDIA GPUs and InfiniBand; sourced by the batch scripts where SITE names it.
 
+preset=h100 # or a100
+
 # The Python environment. Where the file system is slow with many small files, or for more than a few
 # nodes, run a container instead: on_node=(apptainer exec --nv /path/to/pytorch.sif)
 # shellcheck source=/dev/null

@@ -1,0 +1,215 @@
+"""Look at a training job before it is queued; slurm/submit.sh calls it. Writes nothing.
+
+Prints a line for each thing it looked at, and exits with status 2 where one of them would keep the
+job from training as intended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from aqnet import checkpoint_files
+from aqnet import config as configs
+from aqnet.checkpoint_files import Loaded
+from aqnet.config import Config
+from aqnet.data import dataset, statistics
+from aqnet.errors import AqnetError
+from aqnet.training import machine, plan
+from train import check_data
+
+KEPT_NEWEST, BEING_WRITTEN = 2, 1  # checkpoints on disk besides the best ones
+START_SECONDS = 60  # after the signal: for the step that goes on, and for Slurm itself
+
+
+@dataclass(frozen=True)
+class Job:
+    """What Slurm is asked for.
+
+    Attributes:
+        limit: seconds; lead: seconds before the limit at which the run is told to stop.
+    """
+
+    nodes: int
+    per_node: int
+    limit: float
+    lead: float
+
+    @property
+    def processes(self) -> int:
+        """Of all nodes."""
+        return self.nodes * self.per_node
+
+
+def job_of(script: Path, options: list[str], per_node: int | None) -> Job:
+    """From the script's #SBATCH lines, overridden by options of `sbatch`.
+
+    Args:
+        per_node: processes, where NPROC says so.
+    Raises:
+        AqnetError: the script cannot be read, or says no time limit.
+    """
+    try:
+        lines = re.findall(r"^#SBATCH\s+(.+?)\s*$", script.read_text(), re.M)
+    except OSError as error:
+        raise AqnetError(f"{script}: cannot read the batch script: {error}") from None
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("-N", "--nodes", type=int, default=1)
+    parser.add_argument("--gpus-per-node", default="0")
+    parser.add_argument("-t", "--time")
+    parser.add_argument("--signal", default="")
+    found, _ = parser.parse_known_args([word for line in lines for word in line.split()] + options)
+    if found.time is None:
+        raise AqnetError(f"{script}: no time limit; give --time=HH:MM:SS")
+    gpus = int(found.gpus_per_node.rpartition(":")[2])
+    _, _, lead = found.signal.partition("@")
+    return Job(found.nodes, per_node or max(gpus, 1), seconds(found.time), float(lead or 0))
+
+
+def seconds(text: str) -> float:
+    """Slurm's times: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S."""
+    days, dash, rest = text.rpartition("-")
+    parts = [float(part) for part in rest.split(":")]
+    if dash:
+        hours, minutes, last = (*parts, 0.0, 0.0)[:3]
+    else:
+        hours, minutes, last = (0.0, *parts, 0.0)[:3] if len(parts) < 3 else parts
+    return 86400 * float(days or 0) + 3600 * hours + 60 * minutes + last
+
+
+class Check:
+    """Each method looks at one thing, and returns a sentence or raises AqnetError."""
+
+    def __init__(self, config: Config, job: Job, preset: str) -> None:
+        self.config, self.job, self.preset = config, job, preset
+
+    def batch(self) -> str:
+        """Whether the effective batch divides among the processes."""
+        train, leads = self.config.train, len(self.config.data.lead_times)
+        accumulation = self.config.accumulation(self.job.processes)
+        return (
+            f"effective batch {train.effective_batch} = {self.job.nodes} nodes x "
+            f"{self.job.per_node} processes x {train.micro_batch} items x {leads} lead times x "
+            f"accumulation {accumulation}"
+        )
+
+    def stores(self) -> str:
+        """Whether the stores are there, whole, and match each other and the config."""
+        return f"stores {', '.join(store.path.name for store in self._stores)} are whole and match"
+
+    def statistics(self) -> str:
+        """Whether the statistics are of these stores and this training split."""
+        statistics.read(self.config, self._stores)
+        return "statistics match the stores and the training split"
+
+    def run_directory(self) -> str:
+        """Whether the run is new, or may go on with this config and these stores."""
+        if self._loaded is None:
+            return f"{self.config.run_dir} holds no checkpoint: a new run"
+        before, now = self._loaded.state["config"], configs.to_dict(self.config)
+        changes = configs.changes_forbidden_on_continuation(before, now)
+        if changes:
+            raise AqnetError(
+                f"{self._loaded.path}: is of a run with another config ({'; '.join(changes)})"
+            )
+        check_data(self._loaded, {store.path.name: store.checksum for store in self._stores})
+        return f"{self.config.run_dir} goes on at step {self._loaded.state['global_step']}"
+
+    def disk(self) -> str:
+        """Whether all checkpoints that will stand at once fit."""
+        number = self.config.train.keep_best + KEPT_NEWEST + BEING_WRITTEN
+        needed = number * self._figures["checkpoint_bytes"]
+        place = Path(self.config.run_dir)
+        while not place.exists():
+            place = place.parent
+        free = shutil.disk_usage(place).free
+        found = f"{needed / 1e9:.2f} GB for {number} checkpoints, {free / 1e9:.0f} GB free"
+        if needed > free:
+            raise AqnetError(f"{place}: needs {found}; make room or lower train.keep_best")
+        return f"disk: {found} at {place} (a quota may allow less)"
+
+    def time(self) -> str:
+        """Whether a step and a checkpoint fit between signal and limit, and how long it all takes."""
+        step, figures = 0, self._figures
+        needed = figures["step_seconds"] + figures["checkpoint_seconds"] + START_SECONDS
+        if self.job.lead and self.job.lead < needed:
+            raise AqnetError(
+                f"the signal comes {self.job.lead:.0f} s before the limit, but a step, a checkpoint "
+                f"and {START_SECONDS} s take {needed:.0f} s; give a longer --signal=B:USR1@SECONDS"
+            )
+        training = self.job.limit - self.job.lead
+        if training <= 0:
+            raise AqnetError(f"the time limit, {self.job.limit:.0f} s, is no longer than the lead")
+        if self._loaded is not None:
+            step = int(self._loaded.state["global_step"])
+        if self.config.train.max_steps is None:
+            return f"time: {figures['step_seconds']:.2f} s a step; no train.max_steps, no forecast"
+        left = (self.config.train.max_steps - step) * figures["step_seconds"]
+        return (
+            f"time: {self.config.train.max_steps - step} steps of {figures['step_seconds']:.2f} s "
+            f"= {left / 3600:.2f} h by the plan ({self.preset}), without validation: "
+            f"{max(1, math.ceil(left / training))} job(s) of {self.job.limit / 3600:.2f} h"
+        )
+
+    @cached_property
+    def _stores(self) -> list[Any]:
+        return list(dataset.open_stores(self.config))
+
+    @cached_property
+    def _loaded(self) -> Loaded | None:
+        pointer = Path(self.config.run_dir) / "checkpoints/latest"
+        if not pointer.exists():
+            return None
+        return checkpoint_files.read(pointer.parent / pointer.read_text().strip())
+
+    @cached_property
+    def _figures(self) -> dict[str, Any]:
+        config, size = self.config, plan.size_of(self.config)
+        rates = (
+            machine.this_machine(config.model, size.tokens, config.train.micro_batch)
+            if self.preset == "local"
+            else machine.preset(self.preset, config.train.precision)
+        )
+        return plan.plan(config, size, self.job.nodes, self.job.per_node, rates)
+
+
+def main() -> int:
+    """The command; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m slurm.check", description=__doc__)
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--script", type=Path, required=True, help="the batch script")
+    parser.add_argument("--nproc", type=int, help="processes per node (default: its GPUs)")
+    parser.add_argument("--preset", choices=machine.PRESETS, default="local")
+    parser.add_argument("--option", action="append", default=[], help="an option of sbatch")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    options = parser.parse_args()
+    try:
+        job = job_of(options.script, options.option, options.nproc)
+        check = Check(configs.load(options.config, options.overrides), job, options.preset)
+    except AqnetError as error:
+        print(f"PROBLEM  {error}")
+        return 2
+    looks: list[Callable[[], str]] = [check.batch, check.stores, check.statistics]
+    looks += [check.run_directory, check.disk, check.time]
+    problems, said = 0, set()
+    for look in looks:
+        try:
+            print(f"ok       {look()}", flush=True)
+        except AqnetError as error:
+            problems += 1
+            if str(error) not in said:  # missing stores are the problem of several looks
+                print(f"PROBLEM  {error}", flush=True)
+            said.add(str(error))
+    return 2 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

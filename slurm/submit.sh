@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Checks a training job before it is queued, and queues it unless told --dry-run:
+#   CONFIG=... RUN_DIR=... slurm/submit.sh [--dry-run] [OPTION...] SCRIPT [key=value...]
+# from the repository's root. OPTIONs are those of sbatch, written --name=value; SCRIPT is
+# slurm/train.sbatch or slurm/lumi.sbatch; key=value go to train.py. SITE and NPROC as in SCRIPT.
+set -euo pipefail
+dry_run=
+if [ "${1:-}" = --dry-run ]; then
+  dry_run=yes
+  shift
+fi
+options=()
+while [[ ${1:-} == -* ]]; do
+  options+=("$1")
+  shift
+done
+script=${1:?give a batch script, such as slurm/train.sbatch}
+shift
+: "${CONFIG:?set CONFIG to a config file}" "${RUN_DIR:?set RUN_DIR to the run directory}"
+source slurm/common.sh
+if [ "$(basename "$script")" = lumi.sbatch ]; then SITE=${SITE:-slurm/site/lumi.sh}; fi
+if [ -n "${SITE:-}" ] && [ ! -r "$SITE" ]; then
+  echo "PROBLEM  $SITE: no such site file"
+  exit 2
+fi
+(
+  read_site
+  ${on_node[@]+"${on_node[@]}"} python -m slurm.check --config "$CONFIG" --script "$script" \
+    --preset "$preset" ${NPROC:+--nproc="$NPROC"} ${options[@]+"${options[@]/#/--option=}"} \
+    run_dir="$RUN_DIR" "$@"
+)
+if [ -n "$dry_run" ]; then exit 0; fi
+exec sbatch ${options[@]+"${options[@]}"} "$script" "$@"
