@@ -27,7 +27,7 @@ from aqnet.evaluation.validation import validate
 from aqnet.model import transfer
 from aqnet.model.climax import ClimaX
 from aqnet.run_directory import RunDirectory, keep_config
-from aqnet.training import loop, plan
+from aqnet.training import loop, network, plan
 from aqnet.training.loss import loss_sums
 from aqnet.training.maps import Examples
 from aqnet.training.step import forward
@@ -78,6 +78,8 @@ def train(config: Config, device: torch.device, profile_steps: int) -> None:
         else:
             directory.status("running")
             run = assemble(config, loaded, checkpoints, directory, device)
+            if distributed.num_nodes() > 1:
+                say(network_report(run.trainee.model, device))
             with profiler(run, profile_steps):
                 status = loop.fit(run)
             say(f"{directory.path}: {status} at step {run.progress.global_step}")
@@ -87,6 +89,18 @@ def train(config: Config, device: torch.device, profile_steps: int) -> None:
     finally:
         directory.status(status)
         directory.release()
+
+
+def network_report(model: torch.nn.Module, device: torch.device) -> str:
+    """One all-reduce of the gradient's size, in words."""
+    size = 4 * sum(parameter.numel() for parameter in model.parameters())
+    return network.report(
+        distributed.all_reduce_seconds(size),
+        size,
+        distributed.num_nodes(),
+        distributed.world_size() // distributed.num_nodes(),
+        torch.cuda.get_device_name(device) if device.type == "cuda" else "CPUs",
+    )
 
 
 def evaluate_once(run_dir: Path, device: torch.device) -> None:

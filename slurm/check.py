@@ -27,7 +27,7 @@ from aqnet.training import machine, plan
 from train import check_data
 
 KEPT_NEWEST, BEING_WRITTEN = 2, 1  # checkpoints on disk besides the best ones
-START_SECONDS = 60  # after the signal: for the step that goes on, and for Slurm itself
+SPARE_SECONDS = 60  # Slurm's signal may be late, and a file system slow
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,13 @@ class Job:
     """What Slurm is asked for.
 
     Attributes:
+        per_node: processes; gpus: of a node.
         limit: seconds; lead: seconds before the limit at which the run is told to stop.
     """
 
     nodes: int
     per_node: int
+    gpus: int
     limit: float
     lead: float
 
@@ -71,7 +73,8 @@ def job_of(script: Path, options: list[str], per_node: int | None) -> Job:
         raise AqnetError(f"{script}: no time limit; give --time=HH:MM:SS")
     gpus = int(found.gpus_per_node.rpartition(":")[2])
     _, _, lead = found.signal.partition("@")
-    return Job(found.nodes, per_node or max(gpus, 1), seconds(found.time), float(lead or 0))
+    limit = seconds(found.time)
+    return Job(found.nodes, per_node or max(gpus, 1), gpus, limit, float(lead or 0))
 
 
 def seconds(text: str) -> float:
@@ -86,7 +89,10 @@ def seconds(text: str) -> float:
 
 
 class Check:
-    """Each method looks at one thing, and returns a sentence or raises AqnetError."""
+    """Each method looks at one thing, and returns a sentence or raises AqnetError.
+
+    `preset` is a machine of `aqnet.training.plan`; `local` measures this one.
+    """
 
     def __init__(self, config: Config, job: Job, preset: str) -> None:
         self.config, self.job, self.preset = config, job, preset
@@ -125,8 +131,10 @@ class Check:
 
     def disk(self) -> str:
         """Whether all checkpoints that will stand at once fit."""
-        number = self.config.train.keep_best + KEPT_NEWEST + BEING_WRITTEN
-        needed = number * self._figures["checkpoint_bytes"]
+        train = self.config.train
+        number = train.keep_best + KEPT_NEWEST + BEING_WRITTEN
+        parameters = sum(plan.parameters(self.config, plan.size_of(self.config)).values())
+        needed = number * 4 * parameters * (3 if train.ema_decay is None else 4)
         place = Path(self.config.run_dir)
         while not place.exists():
             place = place.parent
@@ -137,26 +145,38 @@ class Check:
         return f"disk: {found} at {place} (a quota may allow less)"
 
     def time(self) -> str:
-        """Whether a step and a checkpoint fit between signal and limit, and how long it all takes."""
-        step, figures = 0, self._figures
-        needed = figures["step_seconds"] + figures["checkpoint_seconds"] + START_SECONDS
-        if self.job.lead and self.job.lead < needed:
-            raise AqnetError(
-                f"the signal comes {self.job.lead:.0f} s before the limit, but a step, a checkpoint "
-                f"and {START_SECONDS} s take {needed:.0f} s; give a longer --signal=B:USR1@SECONDS"
-            )
+        """Whether a step and a checkpoint fit between signal and limit; how many jobs it takes."""
         training = self.job.limit - self.job.lead
         if training <= 0:
-            raise AqnetError(f"the time limit, {self.job.limit:.0f} s, is no longer than the lead")
-        if self._loaded is not None:
-            step = int(self._loaded.state["global_step"])
-        if self.config.train.max_steps is None:
-            return f"time: {figures['step_seconds']:.2f} s a step; no train.max_steps, no forecast"
-        left = (self.config.train.max_steps - step) * figures["step_seconds"]
+            raise AqnetError(
+                f"the time limit of {self.job.limit:.0f} s leaves nothing before the signal, "
+                f"{self.job.lead:.0f} s before it; give a longer --time"
+            )
+        if self.job.gpus and self.preset == "local":
+            return "time: not planned, because SITE names no file that sets `preset`"
+        config, size = self.config, plan.size_of(self.config)
+        rates = (
+            machine.this_machine(config.model, size.tokens, config.train.micro_batch)
+            if self.preset == "local"
+            else machine.preset(self.preset, config.train.precision)
+        )
+        figures = plan.plan(config, size, self.job.nodes, self.job.per_node, rates)
+        needed = figures["step_seconds"] + figures["checkpoint_seconds"] + SPARE_SECONDS
+        if self.job.lead and self.job.lead < needed:
+            raise AqnetError(
+                f"the signal comes {self.job.lead:.0f} s before the limit, but a step, a "
+                f"checkpoint and {SPARE_SECONDS} s to spare are {needed:.0f} s; give "
+                "--signal=B:USR1@SECONDS with more"
+            )
+        each = f"time: {figures['step_seconds']:.3g} s a step by the plan for {rates.name}"
+        if config.train.max_steps is None:
+            return f"{each}; train.max_steps is not set, so the whole is unknown"
+        done = 0 if self._loaded is None else int(self._loaded.state["global_step"])
+        left = (config.train.max_steps - done) * figures["step_seconds"]
         return (
-            f"time: {self.config.train.max_steps - step} steps of {figures['step_seconds']:.2f} s "
-            f"= {left / 3600:.2f} h by the plan ({self.preset}), without validation: "
-            f"{max(1, math.ceil(left / training))} job(s) of {self.job.limit / 3600:.2f} h"
+            f"{each}, {left / 3600:.2f} h for {config.train.max_steps - done} steps without "
+            f"validation: {max(1, math.ceil(left / training))} job(s) of "
+            f"{self.job.limit / 3600:.2f} h"
         )
 
     @cached_property
@@ -169,16 +189,6 @@ class Check:
         if not pointer.exists():
             return None
         return checkpoint_files.read(pointer.parent / pointer.read_text().strip())
-
-    @cached_property
-    def _figures(self) -> dict[str, Any]:
-        config, size = self.config, plan.size_of(self.config)
-        rates = (
-            machine.this_machine(config.model, size.tokens, config.train.micro_batch)
-            if self.preset == "local"
-            else machine.preset(self.preset, config.train.precision)
-        )
-        return plan.plan(config, size, self.job.nodes, self.job.per_node, rates)
 
 
 def main() -> int:

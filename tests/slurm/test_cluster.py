@@ -77,6 +77,7 @@ def test_two_nodes_train_and_are_scored_by_the_dependent_job(cluster: Cluster, r
     assert history[40] < history[1]
     logs = sorted(path.name for path in (run_dir / "logs").iterdir())
     assert [name.rpartition("-")[0] for name in logs] == [f"{job}-0-node0", f"{job}-0-node1"]
+    assert "network: " in next((run_dir / "logs").glob("*-node0-*")).read_text()
     assert f"tensorboard --logdir {run_dir}/tensorboard" in cluster.log(job)
     cluster.wait(after, "completed", 120, is_state("COMPLETED"))
     assert (run_dir / "evaluation/metrics.csv").exists()
