@@ -87,11 +87,18 @@ class SourceView:
         noise: per variable, how many values between -0.01 and 0 ug/m3 became 0 so far.
     """
 
-    def __init__(self, source: Source, given_units: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        given_units: dict[str, str] | None = None,
+        kept: Path | None = None,
+    ) -> None:
         """Find the files and their times.
 
         Files whose names tell the hour (CAQRA) are opened when they are read, the others at once.
 
+        Args:
+            kept: a file that keeps what archives hold.
         Raises:
             AqnetError: no file, files of two layouts, unreadable files, unsorted or duplicated
                 times, or a grid that differs between files.
@@ -105,7 +112,7 @@ class SourceView:
             raise AqnetError(f"data.sources: {source.path!r} matches both NetCDF files and stores")
         self._checked: set[Path] = set()  # files whose grid is the first one's
         found = []
-        for path in caqra.expanded(paths):
+        for path in caqra.expanded(paths, kept):
             hour = caqra.hour_of(path)
             if hour is not None:
                 found.append((np.array([hour]), path))
@@ -116,6 +123,7 @@ class SourceView:
             found.append((times, path))
         found.sort(key=lambda item: int(item[0][0]))
         self.files = tuple(path for _, path in found)
+        self._steps = {path: len(times) for times, path in found}
         self._starts = np.cumsum([0, *(len(times) for times, _ in found)])
         self.times = np.concatenate([times for times, _ in found])
         self._check_overlap(found)
@@ -179,6 +187,8 @@ class SourceView:
         dims = file.dimensions[inside]
         if len(dims) != 3 and not (len(dims) == 2 and caqra.hour_of(file.path) is not None):
             raise AqnetError(f"{where} has dimensions {dims}; expected (time, y, x)")
+        if dims[-1] in LAT_NAMES or dims[-2] in LON_NAMES:
+            raise AqnetError(f"{where} has dimensions {dims}; expected latitude before longitude")
         if isinstance(file, ZarrStore):
             lost = file.lost_chunk(inside)
             if lost is not None:
@@ -258,6 +268,11 @@ class SourceView:
         inside = self.file_name(name)
         where = f"{file.path}: variable {inside!r}"
         alone = rows is not None and len(file.dimensions[inside]) == 2  # an hour without a time
+        steps = self._steps.get(file.path)
+        if rows is not None and not alone and file.layout(inside).shape[0] != steps:
+            raise AqnetError(
+                f"{where} has {file.layout(inside).shape[0]} time steps; the file has {steps}"
+            )
         values = file.read(inside, None if alone else rows)
         values = missing_to_nan(values)
         if (factor, offset) != (1.0, 0.0):
@@ -299,7 +314,7 @@ def open_sources(data: Data) -> SourceView:
             f"data.sources lists {len(data.sources)} sources; expected exactly one: sources are "
             "never mixed in one set of stores"
         )
-    return SourceView(data.sources[0], data.units)
+    return SourceView(data.sources[0], data.units, Path(data.stores) / ".archives.json")
 
 
 def dynamic_names(data: Data) -> tuple[str, ...]:

@@ -50,11 +50,13 @@ class StoreWriter:
 
     Attributes:
         path: the name that the store will have; partial: where it is until `commit`.
+        names: of the channels.
         time: hours since 1970 UTC, shape [N]; mask: the domain, bool, shape [H, W].
     """
 
     path: Path
     partial: Path
+    names: tuple[str, ...]
     time: NDArray[np.int64]
     mask: NDArray[np.bool_]
     dtype: str
@@ -70,7 +72,14 @@ class StoreWriter:
         end = start_row + len(block)
         assert start_row % HOURS_PER_SHARD == 0
         assert end % HOURS_PER_SHARD == 0 or end == len(self.time)
-        stored = block.astype(self.dtype, copy=False)
+        with np.errstate(over="ignore"):
+            stored = block.astype(self.dtype, copy=False)
+        if self.dtype == "float16":  # psfc in Pa, for one, goes beyond its 65,504
+            beyond = np.isinf(stored).any(axis=(0, 2, 3))
+            for name in np.array(self.names)[beyond]:
+                raise AqnetError(
+                    f"{str(name)!r} has values beyond float16; set data.dtype: float32"
+                )
         with writing(self.partial):
             digests = {}
             for first in range(0, len(stored), HOURS_PER_SHARD):
@@ -192,9 +201,8 @@ def create(
     for values, _, _ in arrays.values():
         digest.update(np.ascontiguousarray(values).data)
     begun = digest.hexdigest()
-    writer = StoreWriter(
-        path, path.with_name(path.name + ".partial"), time, arrays["mask"][0], dtype
-    )
+    partial = path.with_name(path.name + ".partial")
+    writer = StoreWriter(path, partial, names, time, arrays["mask"][0], dtype)
     if _attributes(writer.partial).get("begun") == begun:
         return writer
     shutil.rmtree(writer.partial, ignore_errors=True)

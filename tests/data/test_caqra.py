@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from aqnet.config import Source
-from aqnet.data import source_files, sources
+from aqnet.data import caqra, source_files, sources
 from aqnet.data.sources import SourceView
 from aqnet.errors import AqnetError
 from tests.data.source_writers import hours, lambert, write_caqra
@@ -112,6 +112,43 @@ def test_damaged_archives_are_named(tmp_path):
     tarfile.open(tmp_path / "day.tar.gz", "w:gz").close()
     with pytest.raises(AqnetError, match="holds no NetCDF"):
         view(tmp_path / "*.tar.gz")
+
+
+def test_what_archives_hold_is_read_once(tmp_path, capsys):
+    hourly, kept = tmp_path / "hourly", tmp_path / "stores/.archives.json"
+    hourly.mkdir()
+    write_caqra(hourly, hours(2013, 3))
+    pack(tmp_path, "a.tar.gz", hourly)
+    source = Source(str(tmp_path / "*.tar.gz"))
+    first = SourceView(source, kept=kept)
+    with mock.patch.object(caqra, "_members", side_effect=AssertionError):
+        again = SourceView(source, kept=kept)
+    assert again.files == first.files
+    (hourly / "CN-Reanalysis2013010100.nc").unlink()
+    pack(tmp_path, "a.tar.gz", hourly)
+    assert len(SourceView(source, kept=kept).files) == 2
+    assert capsys.readouterr().out == 2 * "reading what 1 archives hold\n"
+
+
+def test_hours_with_a_time_dimension_of_their_own(tmp_path):
+    import netCDF4
+
+    for hour, steps in enumerate((1, 2)):
+        with netCDF4.Dataset(tmp_path / f"CN-Reanalysis201301010{hour}.nc", "w") as file:
+            for name, size in (("time", steps), ("lat", 3), ("lon", 4)):
+                file.createDimension(name, size)
+            file.createVariable("lat", "f8", ("lat",))[:] = [30, 31, 32]
+            file.createVariable("lon", "f8", ("lon",))[:] = [100, 101, 102, 103]
+            variable = file.createVariable("o3", "f4", ("time", "lat", "lon"))
+            variable.units, variable[:] = "ug/m3", 7.0
+            other = file.createVariable("co", "f4", ("time", "lon", "lat"))
+            other.units, other[:] = "ug/m3", 7.0
+    found = view(tmp_path / "*.nc")
+    assert (found.read(("o3",), slice(0, 1)) == 7).all()
+    with pytest.raises(AqnetError, match=r"2013010101\.nc: variable 'o3' has 2 time steps"):
+        found.read(("o3",), slice(1, 2))
+    with pytest.raises(AqnetError, match=r"2013010100\.nc: variable 'co'.*latitude before"):
+        found.check_variables(("co",), slice(0, 1))
 
 
 def test_an_hour_twice_is_refused(tmp_path):

@@ -218,3 +218,11 @@ def test_a_file_system_that_refuses_is_one_clear_error(tmp_path: Path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     with pytest.raises(AqnetError, match="were never written"):
         writer.commit()
+
+
+def test_values_beyond_float16_are_refused(tmp_path: Path):
+    writer = begin(tmp_path / "2015.zarr", "float16")
+    values = fields()
+    values[60, 1, 0, 0] = 101325
+    with pytest.raises(AqnetError, match="'v' has values beyond float16"):
+        writer.write(0, values)
