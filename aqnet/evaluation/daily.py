@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from aqnet.errors import AqnetError
 from aqnet.evaluation.run import Scorer
 
 Values = NDArray[np.float64]
+BLOCK_DAYS = 10
 
 
 class Daily(NamedTuple):
@@ -75,3 +77,44 @@ def read(path: Path) -> Daily:
         raise AqnetError(
             f"{path}: cannot read the sums per day: {error}; evaluate.py writes them"
         ) from None
+
+
+def change_of_rmse(
+    pairs: Sequence[tuple[Daily, Daily]], resamples: int = 1000
+) -> tuple[Values, Values, Values, Values]:
+    """How much the second run's RMSE of its first forecast differs from the first's, in per cent.
+
+    Args:
+        pairs: two runs each, of one seed, scored over the same times and cells.
+    Returns:
+        The change of each pair [P, K, T + 1], of all pairs' mean squared errors [K, T + 1], and its
+        95 % limits by bootstrap of pairs and of blocks of 10 days. The last column is the geometric
+        mean over targets.
+    Raises:
+        AqnetError: the runs were scored over other times or cells.
+    """
+    first = pairs[0][0]
+    for sums in (sums for pair in pairs for sums in pair):
+        if not np.array_equal(sums.times, first.times):
+            raise AqnetError("runs that were scored over other input times cannot be compared")
+        if not np.array_equal(sums.weights[:, 0], first.weights[:, 0]):
+            raise AqnetError("runs that were scored over other cells cannot be compared")
+    errors = np.stack([[sums.errors[:, 0, ..., 0] for sums in pair] for pair in pairs])
+    starts = np.arange(0, errors.shape[2], BLOCK_DAYS)
+    blocks = np.add.reduceat(errors, starts, axis=2)  # [P, 2, B, K, T]
+    generator = np.random.default_rng(0)
+    days = generator.multinomial(len(starts), np.full(len(starts), 1 / len(starts)), resamples)
+    seeds = generator.multinomial(len(pairs), np.full(len(pairs), 1 / len(pairs)), resamples)
+    drawn = np.einsum("rp,rb,pcbkt->crkt", seeds, days, blocks, optimize=True)
+    whole = blocks.sum(2)
+    low, high = np.quantile(_per_cent(drawn), (0.025, 0.975), axis=0)
+    return _per_cent(whole.swapaxes(0, 1)), _per_cent(whole.sum(0)), low, high
+
+
+def _per_cent(errors: Values) -> Values:
+    """Change of RMSE from errors [2, ..., T], with the geometric mean over targets appended."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        logs = 0.5 * np.log(errors[1] / errors[0])
+    mean = np.mean(logs, axis=-1, keepdims=True)
+    change: Values = 100.0 * np.expm1(np.concatenate([logs, mean], axis=-1))
+    return change
