@@ -14,6 +14,7 @@ from matplotlib import colormaps
 from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from aqnet.batch import Batch, Grid, Statistics
@@ -28,7 +29,7 @@ SHADES, ERROR_SHADES = "YlGnBu", "PuOr_r"  # light is low, so that lines and arr
 LEVELS = 21  # of colour: steps can be told apart, and the file is small
 OUTSIDE = "0.8"  # grey
 # of the maps' figure, in inches
-PANEL, GAP, LEFT, TOP, BELOW, BAR = 3.0, 0.3, 0.35, 0.25, 0.4, 0.85
+PANEL, GAP, LEFT, TOP, BELOW, BAR = 3.0, 0.1, 0.4, 0.25, 0.4, 0.85
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,17 @@ class Chart:
         axes.set_ylim(*self.limits[1])
         axes.set_aspect(self.aspect)
         axes.tick_params(labelsize=7)
+        if not self.degrees and min(self.mask.shape) > 1:
+            self._graticule(axes)
+
+    def _graticule(self, axes: Any) -> None:
+        """Parallels and meridians instead of ticks in km."""
+        axes.set(xticks=[], yticks=[])
+        for degrees in (self.lat, self.lon):
+            levels = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(degrees.min(), degrees.max())
+            look = {"colors": "0.5", "linewidths": 0.4, "linestyles": "dotted"}
+            lines = axes.contour(self.x, self.y, degrees, levels=levels, **look)
+            axes.clabel(lines, fmt="%g°", fontsize=6)
 
 
 @cache
@@ -215,6 +227,7 @@ def draw(chart: Chart, shown: Example, target: int, config: Config, unit: str) -
         for column, (kind, field) in enumerate(fields):
             axes = axes_at(row, LEFT + column * (PANEL + GAP))
             image = chart.field(axes, field, SHADES, scale)
+            axes.tick_params(labelleft=column == 0)
             axes.set_title(f"{kind}, {hour_text(shown.time + lead)} (+{lead} h)", fontsize=8)
             chart.terrain(axes)
         if shown.wind is not None and np.isfinite(shown.wind[row]).any():
@@ -222,6 +235,7 @@ def draw(chart: Chart, shown: Example, target: int, config: Config, unit: str) -
         _bar(figure, image, axes_at(row, bar_at, 0.12), f"{name} [{unit_text(unit)}]")
         if shown.truth is not None:
             axes = axes_at(row, bar_at + BAR)
+            axes.tick_params(labelleft=False)
             image = _error(axes, chart, shown.forecast[row, target] - shown.truth[row, target])
             _bar(figure, image, axes_at(row, width - BAR, 0.12), f"error [{unit_text(unit)}]")
     return figure
