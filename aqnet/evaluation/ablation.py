@@ -251,7 +251,7 @@ def verdicts(rows: list[dict[str, Any]]) -> str:
         change, low, high = row["rmse_change_percent"], row["low"], row["high"]
         said = "better" if high < 0 else "worse" if low > 0 else "no difference shown"
         each = ", ".join(f"{row[key]:+.2f}" for key in row if key.startswith("seed"))
-        values = f"{change:+6.2f} % ({low:+.2f} to {high:+.2f})"
+        values = f"{change:+6.2f} % ({low:+.2f} to {high:+.2f})"  # NaN: too few days
         lead = row["lead_time_hours"]
         lines.append(f"{row['variant']:24s}{lead:4d} h  {values}  {said}; by seed {each}")
     return "\n".join(lines)

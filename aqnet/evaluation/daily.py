@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aqnet.errors import AqnetError
+from aqnet.evaluation import metrics
 from aqnet.evaluation.run import Scorer
 
 Values = NDArray[np.float64]
-BLOCK_DAYS = 10
 
 
 class Daily(NamedTuple):
@@ -88,8 +88,8 @@ def change_of_rmse(
         pairs: two runs each, of one seed, scored over the same times and cells.
     Returns:
         The change of each pair [P, K, T + 1], of all pairs' mean squared errors [K, T + 1], and its
-        95 % limits by bootstrap of pairs and of blocks of 10 days. The last column is the geometric
-        mean over targets.
+        95 % limits by bootstrap of pairs and of blocks of 10 days (NaN where there are fewer than
+        MIN_BLOCKS). The last column is the geometric mean over targets.
     Raises:
         AqnetError: the runs were scored over other times or cells.
     """
@@ -100,15 +100,18 @@ def change_of_rmse(
         if not np.array_equal(sums.weights[:, 0], first.weights[:, 0]):
             raise AqnetError("runs that were scored over other cells cannot be compared")
     errors = np.stack([[sums.errors[:, 0, ..., 0] for sums in pair] for pair in pairs])
-    starts = np.arange(0, errors.shape[2], BLOCK_DAYS)
+    starts = np.arange(0, errors.shape[2], metrics.BLOCK_DAYS)
     blocks = np.add.reduceat(errors, starts, axis=2)  # [P, 2, B, K, T]
+    whole = blocks.sum(2)
+    change = _per_cent(whole.swapaxes(0, 1)), _per_cent(whole.sum(0))
+    if len(starts) < metrics.MIN_BLOCKS:
+        return *change, np.full_like(change[1], np.nan), np.full_like(change[1], np.nan)
     generator = np.random.default_rng(0)
     days = generator.multinomial(len(starts), np.full(len(starts), 1 / len(starts)), resamples)
     seeds = generator.multinomial(len(pairs), np.full(len(pairs), 1 / len(pairs)), resamples)
     drawn = np.einsum("rp,rb,pcbkt->crkt", seeds, days, blocks, optimize=True)
-    whole = blocks.sum(2)
     low, high = np.quantile(_per_cent(drawn), (0.025, 0.975), axis=0)
-    return _per_cent(whole.swapaxes(0, 1)), _per_cent(whole.sum(0)), low, high
+    return *change, low, high
 
 
 def _per_cent(errors: Values) -> Values:
