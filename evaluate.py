@@ -24,7 +24,17 @@ from aqnet.data import analysis, forecast_files
 from aqnet.data.dataset import ForecastDataset, collate, loader, target_fields
 from aqnet.data.sampler import EvaluationSampler
 from aqnet.errors import AqnetError
-from aqnet.evaluation import baselines, daily, forecasts, report, run, stations, table, trained
+from aqnet.evaluation import (
+    baselines,
+    compare,
+    daily,
+    forecasts,
+    report,
+    run,
+    stations,
+    table,
+    trained,
+)
 from aqnet.model.climax import ClimaX
 
 TIMEOUT_SECONDS = 1800.0
@@ -33,6 +43,11 @@ TIMEOUT_SECONDS = 1800.0
 def main() -> int:
     """Parse the command line and evaluate; returns the exit status."""
     options = command_line().parse_args()
+    if options.compare:
+        first, second = map(Path, options.compare)
+        return compare_runs(first, second, Path(options.output))
+    if options.checkpoint is None:
+        raise AqnetError("give --checkpoint RUN_DIR, or --compare RUN_A RUN_B")
     device = distributed.start(TIMEOUT_SECONDS)
     try:
         with distributed.explained():
@@ -45,7 +60,7 @@ def main() -> int:
 def command_line() -> argparse.ArgumentParser:
     """The options of this script."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--checkpoint", required=True, help="run directory, or a step_* directory")
+    parser.add_argument("--checkpoint", help="run directory, or a step_* directory")
     parser.add_argument("--config", help="instead of the checkpoint's own")
     parser.add_argument("--split", default="test", choices=("train", "validation", "test"))
     parser.add_argument("--output", required=True, help="folder for metrics.json and metrics.csv")
@@ -67,6 +82,12 @@ def command_line() -> argparse.ArgumentParser:
         metavar="CSV",
         help="score at stations as well: id, lat, lon, time, pollutant, value",
     )
+    parser.add_argument(
+        "--compare",
+        nargs=2,
+        metavar=("RUN_A", "RUN_B"),
+        help="only compare two runs that were scored (their --output, or run directories)",
+    )
     parser.add_argument("--regions", help=".npz of named masks, bool [H, W], scored besides all")
     parser.add_argument("--no-pictures", action="store_true", help="tables alone, which is quicker")
     parser.add_argument("--micro-batch", type=int, default=8, help="input times per forward")
@@ -82,6 +103,15 @@ def command_line() -> argparse.ArgumentParser:
         "overrides", nargs="*", metavar="key=value", help="data.stores=/other/place"
     )
     return parser
+
+
+def compare_runs(first: Path, second: Path, output: Path) -> int:
+    """Paired differences of two scored runs, in `output`/compare.csv."""
+    rows = compare.compare(first, second)
+    output.mkdir(parents=True, exist_ok=True)
+    table.write_csv(output / "compare.csv", rows)
+    print(f"A: {first}\nB: {second}\n{compare.text(rows)}\nwritten: {output / 'compare.csv'}")
+    return 0
 
 
 def evaluate(options: argparse.Namespace, device: torch.device) -> None:

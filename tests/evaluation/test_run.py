@@ -171,3 +171,17 @@ def test_stations_are_scored_and_reported(trained: Path, tiny: dict[str, Any], t
     assert {row["region"] for row in rows} == {"all", "A"}
     assert {row["pollutant"] for row in rows} == {"o3"}
     assert all(int(row["n"]) > 20 for row in rows if row["lead_time_hours"] == "12")
+
+
+def test_two_scored_runs_are_compared(trained: Path, tmp_path: Path):
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        options = ["--checkpoint", str(trained), "--output", str(tmp_path / name), "--no-pictures"]
+        run("evaluate.py", *options, "--max-samples", "9", "--seed", seed)
+    pair = ["--compare", str(tmp_path / "a"), str(tmp_path / "b")]
+    result = run("evaluate.py", *pair, "--output", str(tmp_path / "ab"))
+    assert "A is better in 0, B in 0 of 24" in result.stdout
+    assert len((tmp_path / "ab/compare.csv").read_text().splitlines()) == 25
+    other = ["--compare", str(tmp_path / "a"), str(tmp_path / "c")]
+    result = run("evaluate.py", *other, "--output", str(tmp_path / "ac"), status=2)
+    assert "same --split, --max-samples and --seed" in result.stderr
+    assert not (tmp_path / "ac").exists()
