@@ -27,10 +27,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from aqnet.arrivals import Arrivals
 from aqnet.errors import AqnetError
 
 Result = TypeVar("Result")
-_store: dist.Store | None = None  # the rendezvous's, for facts that need no collective
+_arrivals: Arrivals | None = None
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -67,8 +68,8 @@ def start(timeout_seconds: float) -> torch.device:
         raise AqnetError(
             f"the {size} processes did not find each other ({found}): {_one_line(error)}"
         ) from error
-    global _store
-    _store = dist.PrefixStore("aqnet", store)
+    global _arrivals
+    _arrivals = Arrivals(dist.PrefixStore("aqnet", store), rank_, size, timeout_seconds)
     return device
 
 
@@ -79,8 +80,10 @@ def stop() -> None:
     lock when the interpreter has gone, which aborts the process ("terminate called without an
     active exception"). An error on its way loses its local variables, for they may hold the model.
     """
-    global _store
-    _store = None
+    global _arrivals
+    if _arrivals is not None:
+        _arrivals.close()
+        _arrivals = None
     if not dist.is_initialized():
         return
     error = sys.exc_info()[1]
@@ -92,9 +95,16 @@ def stop() -> None:
 
 
 def at_step(step: int) -> None:
-    """Tell the others that this process comes to the collectives of optimizer step `step`."""
-    if _store is not None:
-        _store.set(f"step/{rank()}", str(step))
+    """The collectives from here on belong to optimizer step `step`; errors name it."""
+    if _arrivals is not None:
+        _arrivals.step = step
+
+
+def arrive() -> None:
+    """Tell the others that this process enters a collective; done by all functions here, but to be
+    called before a backward that exchanges gradients."""
+    if _arrivals is not None:
+        _arrivals.come()
 
 
 @contextlib.contextmanager
@@ -103,8 +113,8 @@ def explained() -> Iterator[None]:
 
     An error of this process is told to the others and goes on unchanged. Where a collective fails
     because another process did, AqnetError repeats that one's message; where it failed by the
-    time-out or because a process was killed, AqnetError names the ranks that lag (see `at_step`).
-    With nccl this needs a collective that raises; a time-out of nccl's own ends the process.
+    time-out or because a process was killed, AqnetError names the ranks that did not arrive.
+    With nccl this needs a collective that raises: `aqnet.arrivals` warns before the time-out.
     """
     try:
         yield
@@ -145,6 +155,7 @@ def sum_(tensor: Tensor) -> Tensor:
     """Sum over the processes, in place (any device); returns `tensor`."""
     if world_size() > 1:
         on_device = tensor.to(_group_device())
+        arrive()
         dist.all_reduce(on_device)
         if on_device is not tensor:
             tensor.copy_(on_device)
@@ -161,6 +172,7 @@ def broadcast_object(obj: Any) -> Any:
     if world_size() == 1:
         return obj
     box = [obj if is_main() else None]
+    arrive()
     dist.broadcast_object_list(box, src=0, device=_group_device())
     return box[0]
 
@@ -170,6 +182,7 @@ def gather_objects(obj: Any) -> list[Any] | None:
     if world_size() == 1:
         return [obj]
     boxes: list[Any] | None = [None] * world_size() if is_main() else None
+    arrive()
     dist.gather_object(obj, boxes, dst=0)
     return boxes
 
@@ -228,6 +241,7 @@ def wrap(model: nn.Module) -> nn.Module:
     if world_size() == 1:
         return model
     device = _group_device()
+    arrive()
     with warnings.catch_warnings():
         # torch 2.13 says that the name will change, but its successor still sends buffers once
         warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
@@ -328,29 +342,23 @@ def _of_collective(error: RuntimeError) -> bool:
 
 
 def _tell(error: Exception) -> None:
-    if _store is None:
+    if _arrivals is None:
         return
     with contextlib.suppress(RuntimeError):  # the store may have died with rank 0
-        _store.set("failed", f"rank {rank()}: {type(error).__name__}: {_one_line(error)}")
+        _arrivals.fail(f"rank {rank()}: {type(error).__name__}: {_one_line(error)}")
 
 
 def _explanation(error: RuntimeError) -> str:
     """Another rank's message, or which ranks lag, or the collective's own words."""
     said = _one_line(error)
-    if _store is None:
+    if _arrivals is None:
         return said
     try:
-        if _store.check(["failed"]):
-            return str(_store.get("failed").decode())
-        keys = [f"step/{other}" for other in range(world_size())]
-        steps = [int(_store.get(key)) if _store.check([key]) else -1 for key in keys]
+        failure = _arrivals.failure()
+        lagging = _arrivals.lagging() or f"all ranks came to a collective of step {_arrivals.step}"
     except RuntimeError:
         return f"rank 0, which holds the store, has gone; this was rank {rank()} ({said})"
-    last = max(steps)
-    behind = [f"{other} (step {step})" for other, step in enumerate(steps) if step < last]
-    if not behind:
-        return f"a collective failed at step {last}, at which all ranks were ({said})"
-    return f"ranks that lag behind step {last}: {', '.join(behind)} ({said})"
+    return failure or f"{lagging} ({said})"
 
 
 def _one_line(error: BaseException) -> str:

@@ -1,6 +1,10 @@
-"""train.py that notes the training items it reads: FILE, then train.py's own arguments."""
+"""train.py that notes the training items it reads: FILE, then train.py's own arguments.
+
+The rank HANG of the environment hangs while it reads its fiftieth item.
+"""
 
 import os
+import signal
 import sys
 from typing import Any
 
@@ -14,10 +18,14 @@ def main() -> None:
     path = sys.argv.pop(1)
     file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     read = ForecastDataset.__getitem__
+    count = {"read": 0}
 
     def noted(dataset: ForecastDataset, item: int) -> Batch:
         if dataset.split_name == "train" and item >= 0:
             os.write(file, f"{item}\n".encode())
+            count["read"] += 1
+            if count["read"] == 50 and os.environ.get("HANG") == os.environ.get("RANK", "0"):
+                signal.pause()
         return read(dataset, item)
 
     replaced: Any = ForecastDataset

@@ -115,6 +115,7 @@ def warm_up(trainee: Trainee, empty: Batch) -> None:
     """
     empty = empty.to(trainee.device)
     errors, _ = loss_sums(forward(trainee, trainee.parallel, empty), empty, trainee.config)
+    distributed.arrive()
     errors.sum().backward()
     trainee.optimizer.zero_grad()
 
@@ -138,6 +139,8 @@ def _accumulate(
                 forecast = forward(trainee, trainee.parallel, batch)
                 errors, cells = loss_sums(forecast, batch, trainee.config)
             with watch.part("backward"):
+                if last:
+                    distributed.arrive()
                 (errors * trainee.weights).sum().backward()
                 totals += torch.stack([errors.detach().double(), cells.double()])
     with watch.part("backward"):  # on a GPU, here is where its work is waited for
