@@ -50,7 +50,9 @@ def sections(quick: bool) -> dict[str, dict[str, Part]]:
         }
         for name, model in variants.items():
             for what in ("plain", "aqnet"):
-                whole[f"{grid[0]}x{grid[1]}, {name}, {what}"] = Part(what, "whole", grid, model)
+                runs = 5 if grid == (32, 64) else 3
+                row = f"{grid[0]}x{grid[1]}, {name}, {what}"
+                whole[row] = Part(what, "whole", grid, model, runs=runs)
     if quick:
         blocks = {
             f"64x128, {piece}, {what}": Part(what, piece, (64, 128))
@@ -221,12 +223,10 @@ def main() -> None:
             row = in_its_own_process("measure", part)
             figures.setdefault(section, {})[name] = row
             print(f"  {section}: {name}: {short(row)}", flush=True)
-        if section == "whole":
-            figures["agreement"] = {
-                name: in_its_own_process("agreement", part)
-                for name, part in rows.items()
-                if part.what == "aqnet"
-            }
+            if section == "whole" and part.what == "aqnet":
+                near = in_its_own_process("agreement", part)
+                figures.setdefault("agreement", {})[name] = near
+            save(figures, arguments.json)
     if arguments.only is None or "scan" in arguments.only:
         for grid in ((64, 128),) if arguments.quick else (ORIGINAL, NATIVE):
             for tokens in ("all", "domain"):
@@ -234,8 +234,13 @@ def main() -> None:
                 name = f"scan {grid[0]}x{grid[1]}, {tokens} tokens"
                 figures[name] = in_its_own_process("scan_cost", part)
     print("\n" + tables(figures))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+    save(figures, arguments.json)
+
+
+def save(figures: dict[str, Any], path: Path | None) -> None:
+    """After each row, for a run takes long and may be ended."""
+    if path:
+        path.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 def one(task: str, description: dict[str, Any]) -> dict[str, float]:

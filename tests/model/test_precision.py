@@ -1,9 +1,15 @@
 """bf16 by autocast: what must stay in FP32 does, and the rest comes close."""
 
+import shutil
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+import yaml
 
 from aqnet.model.climax import ClimaX
+from tests.conftest import run
 from tests.model.builders import STATISTICS, config_of, grid, inputs, same
 
 BF16 = {"device_type": "cpu", "dtype": torch.bfloat16}
@@ -59,3 +65,20 @@ def test_bf16_compiles_whole(settings):
     with torch.autocast(**BF16):
         found, expected = compiled(fields.float(), *times), model(fields.float(), *times)
     assert same(found, expected, 0.05)
+
+
+def trains(tiny: dict[str, Any], folder: Path, setting: str) -> None:
+    config = folder / "tiny.yaml"
+    config.write_text(yaml.safe_dump({**tiny, "run_dir": str(folder / "run")}))
+    run("train.py", "--config", str(config), setting, "train.max_steps=2")
+    assert (folder / "run/status").read_text() == "finished\n"
+
+
+def test_train_py_trains_in_bf16(tiny: dict[str, Any], tmp_path: Path):
+    trains(tiny, tmp_path, "train.precision=bf16")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+def test_train_py_trains_compiled(tiny: dict[str, Any], tmp_path: Path):
+    trains(tiny, tmp_path, "train.compile=true")
