@@ -32,12 +32,28 @@ def domain(config: Config, grid: ModelGrid, workers: int) -> Array:
         with (Path(config.data.stores) / ".domain.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # one of several at once makes it, the others wait
             mask = _observed(config, grid, workers)
+    elif not mask.any():
+        raise AqnetError(f"data.mask_file: {config.data.mask_file}: no cell of the grid is inside")
+    else:
+        _tell_overlap(config, grid, mask)
     if not mask.any():
         raise AqnetError(
             f"{config.data.sources[0].path}: no valid cell: the targets "
             f"{', '.join(config.data.targets)} are missing everywhere in the training split"
         )
     return mask
+
+
+def _tell_overlap(config: Config, grid: ModelGrid, mask: Array) -> None:
+    """A mask of another projection, or upside down, shows in how few of its cells have data."""
+    first = int(np.searchsorted(grid.sources.times, split.intervals(config.data.split.train)[0][0]))
+    block = grid.read(config.data.targets, slice(first, first + store.HOURS_PER_SHARD))
+    observed = np.isfinite(block).any(axis=(0, 1))
+    print(
+        f"prepare: {(mask & observed).sum() / mask.sum():.0%} of the cells of data.mask_file hold "
+        f"a target in the first {len(block)} times, {(observed & ~mask).sum()} cells outside it do",
+        flush=True,
+    )
 
 
 def refuse_other_masks(config: Config, years: list[int], mask: Array) -> None:

@@ -105,8 +105,11 @@ class ModelGrid:
                 static[name] = (self.lat if name == "lat2d" else self.lon).astype(np.float32)
                 continue
             static[name] = self._padded(self._static(name).astype(np.float32))
-            if not np.isfinite(static[name][mask]).any():
+            lacking = 1 - np.isfinite(static[name][mask]).mean()
+            if lacking == 1:
                 raise AqnetError(f"{name!r} has no value inside the domain; check its grid")
+            if lacking > 0:
+                print(f"prepare: {name} is missing in {lacking:.1%} of the domain", flush=True)
         elevation = static.get("elevation")
         grid = Grid(
             lat=torch.from_numpy(self.lat),

@@ -67,6 +67,10 @@ def is_complete(config: Config, sources: SourceView, year: int) -> bool:
     differing = [key for key in expected if recorded.get(key) != expected[key]]
     if tuple(found.names) != dynamic_names(config.data):
         differing.append("variables")
+    if not {name for name in config.data.variables if name in STATIC_VARIABLES} <= set(
+        found.static
+    ):
+        differing.append("static variables")
     if not np.array_equal(found.time, sources.times[rows]):
         differing.append("times")
     if differing == ["file_sizes_and_times"]:

@@ -20,6 +20,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numcodecs import blosc
 from numpy.typing import NDArray
 
@@ -118,9 +119,13 @@ def _write_years(
 
 def _commit(writer: StoreWriter) -> None:
     empty = writer.commit()
-    note = ""
+    steps = np.diff(writer.time)
+    step = int(np.bincount(steps).argmax()) if len(steps) else 1
+    note = f", every {step} h"
+    if gaps := int((steps // step - 1).sum()):
+        note += f", {gaps} missing between first and last"
     if len(empty):
-        note = f"; {len(empty)} of them hold no value in the domain, first {hour_text(empty[0])}"
+        note += f"; {len(empty)} of them hold no value in the domain, first {hour_text(empty[0])}"
     print(f"prepare: {writer.path} written, {len(writer.time)} times{note}", flush=True)
 
 

@@ -143,7 +143,7 @@ def test_missing_marks_noise_and_empty_hours_are_kept_apart_and_counted(
     said = capsys.readouterr().out
     assert "set to 0: pm25 1" in said
     assert (
-        "2014.zarr written, 60 times; 1 of them hold no value in the domain, first 2014-01-01 20:00"
+        "2014.zarr written, 60 times, every 1 h; 1 of them hold no value in the domain, first "
         in said
     )
 
@@ -173,13 +173,16 @@ def test_calendars_without_our_leap_days_are_refused(tmp_path: Path, calendar: s
     refused(tmp_path, rf"2014\.zarr: the calendar of 'time' is '{calendar}'.*leap days")
 
 
-def test_missing_hours_stay_missing_and_double_ones_are_refused(tmp_path: Path):
+def test_missing_hours_stay_missing_and_double_ones_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     write_years(tmp_path)
     kept = np.delete(hours(2014, 60), [7, 8, 30])
     values = {name: np.delete(field, [7, 8, 30], 0) for name, field in fields(60, 2014).items()}
     write_zarr(tmp_path / "2014.zarr", kept, values)
     prepare(load(tmp_path))
     np.testing.assert_array_equal(store.open_store(tmp_path / "stores/2014.zarr").time, kept)
+    assert "57 times, every 1 h, 3 missing between first and last" in capsys.readouterr().out
     shutil.rmtree(tmp_path / "stores")
     kept[5] = kept[4]
     write_zarr(tmp_path / "2014.zarr", kept, values)

@@ -126,10 +126,13 @@ def test_winds_along_the_grid_are_turned_to_the_earth(folder: Path):
         prepare(load(folder, winds="grid"))
 
 
-def test_one_mask_from_a_file_of_any_grid(folder: Path):
+def test_one_mask_from_a_file_of_any_grid(folder: Path, capsys: pytest.CaptureFixture[str]):
     np.save(folder / "mask.npy", np.arange(14) < np.array([[5]]) * np.ones((9, 1)))
     made = prepared(load(folder, resample="area", shape="3x7", mask_file=str(folder / "mask.npy")))
     np.testing.assert_array_equal(made.grid.mask[:3, :7], [[True] * 3 + [False] * 4] * 3)
+    assert "100% of the cells of data.mask_file hold a target in the first 12 times, 12 cells" in (
+        capsys.readouterr().out
+    )
     write_elevation(folder / "mask.nc", 0.0, name="mask")
     import netCDF4
 
@@ -165,6 +168,15 @@ def test_zarr_statics_and_their_units(folder: Path):
     files["elevation"] = str(folder / "feet.nc")
     with pytest.raises(AqnetError, match="unknown units 'ft'"):
         prepare(load(folder, static_files=files, stores=str(folder / "c")))
+
+
+def test_an_empty_mask_and_statics_added_later_are_refused(folder: Path):
+    np.save(folder / "mask.npy", np.zeros(SHAPE))
+    with pytest.raises(AqnetError, match=r"mask\.npy: no cell of the grid is inside"):
+        prepare(load(folder, mask_file=str(folder / "mask.npy")))
+    prepare(load(folder, variables=["u", "v", "pm25", "co", "elevation"]))
+    with pytest.raises(AqnetError, match="static variables differ"):
+        prepare(load(folder))
 
 
 def test_statics_that_cannot_be_placed_are_refused(folder: Path):

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+import zarr
 
 from aqnet import config as configs
 from aqnet.data import prepare as command
@@ -27,6 +28,7 @@ from aqnet.errors import AqnetError
 from tests.conftest import REPOSITORY, run
 from tests.data.source_writers import (
     CAQRA,
+    CAQRA_UNITS,
     CONFIG,
     TARGETS,
     fields,
@@ -322,3 +324,38 @@ def test_a_worker_on_the_native_grid_of_caqra_stays_under_two_gigabytes(tmp_path
         )
         kilobytes = int(run("-c", code, str(path)).stdout.split()[-1])
         assert kilobytes < 2e6, f"{kilobytes} kB with {resample}"
+
+
+@pytest.mark.slow
+def test_the_plan_of_a_native_year_comes_before_anything_is_read_whole(tmp_path: Path):
+    for year in YEARS:
+        group = zarr.open_group(tmp_path / f"{year}.zarr", mode="w")
+        lat, lon, _ = lambert(339, 432)
+        dims = ("time", "y", "x")
+        for name, data in (("lat2d", lat), ("lon2d", lon)):
+            group.create_array(name, data=data, dimension_names=dims[1:])
+        group.create_array(
+            "time",
+            data=hours(year, 8760),
+            dimension_names=("time",),
+            attributes={"units": "hours since 1970-01-01"},
+        )
+        for name in CAQRA:  # no chunk is written: all missing
+            unit = CAQRA_UNITS.get(name, "ug/m3")
+            group.create_array(
+                name,
+                shape=(8760, 339, 432),
+                dtype="f4",
+                chunks=(24, 339, 432),
+                fill_value=np.nan,
+                dimension_names=dims,
+                attributes={"units": unit},
+            )
+    here = tree(tmp_path)
+    here["data"] |= {"variables": list(CAQRA), "targets": ["pm25", "co"]}
+    here["model"] = {**here["model"], "patch": 2, "terrain": {"enabled": False}}
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(here))
+    result = run("-m", "aqnet.data.prepare", "--config", str(path), "--dry-run")
+    assert "26280 hours of 11 variables on 340 x 432 cells: 169.8 GB, about" in result.stdout
+    assert "min (--workers 1)" in result.stdout

@@ -37,27 +37,28 @@ def test_minus_999_is_missing_and_units_can_be_given(tmp_path):
     np.testing.assert_allclose(block[0, 0, 1, 1], 1000 * values["o3"][0, 1, 1], rtol=1e-6)
 
 
-def write_netcdf(path: Path, time: np.ndarray, two_d: bool) -> np.ndarray:
+def write_netcdf(path: Path, time: np.ndarray, two_d: bool, axis: str = "time") -> np.ndarray:
     netCDF4 = pytest.importorskip("netCDF4")
     values = fields(len(time))["o3"]
     with netCDF4.Dataset(path, "w") as file:
-        for name, size in (("time", len(time)), ("y", 3), ("x", 4)):
+        for name, size in ((axis, len(time)), ("y", 3), ("x", 4)):
             file.createDimension(name, size)
-        variable = file.createVariable("time", "i4", ("time",))
+        variable = file.createVariable(axis, "i4", (axis,))
         variable.units, variable[:] = "hours since 2013-01-01 00:00:0.0", time - hours(2013, 1)[0]
         grid = np.meshgrid(LAT, LON, indexing="ij") if two_d else (LAT, LON)
         for name, data, dim in (("latitude", grid[0], "y"), ("longitude", grid[1], "x")):
             dims = ("y", "x") if two_d else (dim,)
             file.createVariable(name, "f8", dims)[:] = data
-        packed = file.createVariable("go3", "i2", ("time", "y", "x"), fill_value=-32767)
+        packed = file.createVariable("go3", "i2", (axis, "y", "x"), fill_value=-32767)
         packed.units, packed.scale_factor, packed.add_offset = "ug m**-3", 1e-3, 25.0
         packed[:] = np.ma.masked_array(np.nan_to_num(values), np.isnan(values))
     return values
 
 
+@pytest.mark.parametrize("axis", ["time", "valid_time"])
 @pytest.mark.parametrize("two_d", [False, True])
-def test_packed_netcdf_reads_by_name_map(tmp_path, two_d):
-    values = write_netcdf(tmp_path / "a.nc", hours(2013, 8, 3), two_d)
+def test_packed_netcdf_reads_by_name_map(tmp_path, two_d, axis):
+    values = write_netcdf(tmp_path / "a.nc", hours(2013, 8, 3), two_d, axis)
     view = SourceView(Source(str(tmp_path / "*.nc"), {"o3": "go3"}))
     np.testing.assert_array_equal(view.times, hours(2013, 8, 3))
     np.testing.assert_allclose(view.read(("o3",), slice(0, 8))[:, 0], values, atol=6e-4)
