@@ -8,12 +8,11 @@ import signal
 import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from aqnet import distributed
@@ -111,18 +110,18 @@ class ForecastDataset(Dataset[Batch]):
                 f"data.split.{split_name}: no sample in {data.stores} for data.lead_times "
                 f"{list(data.lead_times)}: {self._facts}"
             )
-        self._input_numbers = _numbers(statistics, config.input_variables)
-        self._target_numbers = _numbers(statistics, data.targets)
-        self._history = data.history_hours
-        names = list(enumerate(data.variables))
-        self._static_places = [at for at, name in names if name in STATIC_VARIABLES]
-        self._dynamic_places = [at for at, name in names if name not in STATIC_VARIABLES]
-        self._inputs = [first.names.index(data.variables[at]) for at in self._dynamic_places]
         self._target_channels = [first.names.index(name) for name in data.targets]
-        names_of_statics = [data.variables[at] for at in self._static_places]
-        statics = [torch.from_numpy(first.static[name]).float() for name in names_of_statics]
-        self._static = torch.stack(statics) if statics else torch.zeros(0, *self.grid.shape)
-        self._mask = self.grid.mask & torch.ones(len(data.targets), 1, 1, dtype=torch.bool)
+        self._target_numbers = _numbers(statistics, data.targets)
+        self._input_numbers = _numbers(statistics, config.input_variables)
+        self._blank = np.full((len(self._input_numbers), *self.grid.shape), np.nan, np.float32)
+        self._dynamic_rows = []  # of the variables with a time, hours before the present after them
+        for row, name in enumerate(data.variables):
+            if name in STATIC_VARIABLES:
+                _normalise(first.static[name], self._input_numbers[row], self._blank[row])
+            else:
+                self._dynamic_rows.append(row)
+        self._inputs = [first.names.index(data.variables[row]) for row in self._dynamic_rows]
+        self._mask = self.grid.mask.numpy()
 
     def __len__(self) -> int:
         return len(self.times)
@@ -134,9 +133,10 @@ class ForecastDataset(Dataset[Batch]):
         if not 0 <= item < len(self.times):
             raise IndexError(f"item {item} of {len(self.times)}")
         time = int(self.times[item])
-        targets = torch.stack([self._targets(time + lead) for lead in self.config.data.lead_times])
-        mask = targets.isfinite() & self._mask
-        return Batch(self._fields(time), torch.tensor(time), self.lead_times, targets, mask)
+        targets = self._targets(time)
+        mask = torch.from_numpy(np.isfinite(targets) & self._mask)
+        fields = torch.from_numpy(self._fields(time))
+        return Batch(fields, torch.tensor(time), self.lead_times, torch.from_numpy(targets), mask)
 
     def report(self) -> str:
         """One line: how many samples there are and what was left out."""
@@ -162,7 +162,7 @@ class ForecastDataset(Dataset[Batch]):
         """
         other = copy.copy(self)
         other.times, other._source = times, fields or self._source
-        needed = (times[:, None] + np.array(self._history)).flatten()
+        needed = (times[:, None] + np.array(self.config.data.history_hours)).flatten()
         lost = needed[~np.isin(needed, other._source.hours)]
         if len(lost):
             lacking, first, last = np.array(
@@ -176,32 +176,41 @@ class ForecastDataset(Dataset[Batch]):
 
     def observed(self, time: int) -> NDArray[np.float32]:
         """Physical targets [T, H, W] of one hour, NaN where missing."""
-        return self._read(time, self._target_channels).numpy()
-
-    def _fields(self, time: int) -> Tensor:
-        """Normalised inputs [V, H, W] of one time: `data.variables`, then the earlier hours."""
-        mean, std = self._input_numbers
-        parts = [self._read(time + hours, self._inputs) for hours in self._history]
-        fields = torch.empty(len(self.config.data.variables), *self.grid.shape)
-        fields[self._static_places] = self._static
-        fields[self._dynamic_places] = parts[0]
-        return (torch.cat([fields, *parts[1:]]) - mean) / std
-
-    def _targets(self, time: int) -> Tensor:
-        """Normalised targets [T, H, W], NaN where missing."""
-        mean, std = self._target_numbers
-        return (self._read(time, self._target_channels) - mean) / std
-
-    def _read(self, time: int, channels: list[int]) -> Tensor:
-        """Physical values [len(channels), H, W]; NaN everywhere where the hour does not exist."""
         values = self._source.read(time)
         if values is None:
-            return torch.full((len(channels), *self.grid.shape), torch.nan)
-        return torch.from_numpy(values[channels])
+            return np.full((len(self._target_channels), *self.grid.shape), np.nan, np.float32)
+        return values[self._target_channels]
+
+    # numpy, because threads of torch, at work on so little, wait for each other: on a busy machine
+    # an item took a hundred times as long in the training process as in a loader process
+
+    def _fields(self, time: int) -> NDArray[np.float32]:
+        """Normalised inputs [V, H, W] of one time: `data.variables`, then the earlier hours."""
+        fields, rows = self._blank.copy(), self._dynamic_rows
+        for hours in self.config.data.history_hours:
+            values = self._source.read(time + hours)
+            if values is not None:
+                for row, channel in zip(rows, self._inputs, strict=True):
+                    _normalise(values[channel], self._input_numbers[row], fields[row])
+            after = max(rows[-1] + 1, len(self.config.data.variables))
+            rows = list(range(after, after + len(rows)))
+        return fields
+
+    def _targets(self, time: int) -> NDArray[np.float32]:
+        """Normalised targets [K, T, H, W], NaN where missing."""
+        leads = self.config.data.lead_times
+        shape = (len(leads), len(self._target_channels), *self.grid.shape)
+        targets = np.full(shape, np.nan, np.float32)
+        for at, lead in enumerate(leads):
+            values = self._source.read(time + lead)
+            if values is not None:
+                for row, channel in enumerate(self._target_channels):
+                    _normalise(values[channel], self._target_numbers[row], targets[at, row])
+        return targets
 
     def _empty(self) -> Batch:
         shape = (len(self.lead_times), len(self.config.data.targets), *self.grid.shape)
-        fields = torch.full((len(self._input_numbers[0]), *self.grid.shape), torch.nan)
+        fields = torch.full(self._blank.shape, torch.nan)
         targets = torch.full(shape, torch.nan)
         time = torch.tensor(int(self.times[0]))
         return Batch(fields, time, self.lead_times, targets, torch.zeros(shape, dtype=torch.bool))
@@ -319,13 +328,21 @@ def _inside(config: Config, split_name: str, hours: Hours) -> Flags:
     return inside
 
 
-def _numbers(statistics: Statistics, names: tuple[str, ...]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation, float32, shape [len(names), 1, 1]."""
+def _numbers(statistics: Statistics, names: tuple[str, ...]) -> list[tuple[np.float32, np.float32]]:
+    """Mean and standard deviation of each name."""
     try:
         mean, std = statistics.of(names)
     except KeyError as error:
         raise AqnetError(f"the statistics lack the variable {error}; compute them again") from None
-    return mean.float()[:, None, None], std.float()[:, None, None]
+    pairs = zip(mean.tolist(), std.tolist(), strict=True)
+    return [(np.float32(mean), np.float32(std)) for mean, std in pairs]
+
+
+def _normalise(
+    values: NDArray[Any], numbers: tuple[np.float32, np.float32], out: NDArray[np.float32]
+) -> None:
+    np.subtract(values, numbers[0], out=out, casting="same_kind")
+    np.divide(out, numbers[1], out=out)
 
 
 def _check_year(store: Store, year: int) -> None:

@@ -1,4 +1,7 @@
+import multiprocessing
+import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -8,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from aqnet.batch import Statistics
-from aqnet.data import dataset, statistics
+from aqnet.batch import Grid, Statistics
+from aqnet.data import dataset, statistics, store_writer
 from aqnet.data.sampler import EvaluationSampler
 from aqnet.data.store import Store, open_store
 from aqnet.errors import AqnetError
@@ -288,3 +291,44 @@ errors.run(main)
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 2
     assert ended.stderr == "error: something else went wrong\n"
+
+
+def memory() -> float:
+    """MB in use by this process and its children, what they share counted once."""
+    pids = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
+    smaps = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in pids]
+    return sum(int(re.search(r"^Pss:\s+(\d+)", text, re.M)[1]) for text in smaps) / 1024  # type: ignore[index]
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_over_20000_items(tmp_path: Path):
+    lat, lon = torch.meshgrid(
+        torch.linspace(20, 50, 16, dtype=torch.float64),
+        torch.linspace(80, 130, 32, dtype=torch.float64),
+        indexing="ij",
+    )
+    everywhere = Grid(lat, lon, torch.zeros(16, 32), torch.ones(16, 32, dtype=torch.bool))
+    rng = np.random.default_rng(0)
+    for year, first in ((2015, FIRST), (2016, hour("2016-01-01"))):
+        writer = store_writer.create(
+            tmp_path / f"{year}.zarr",
+            names=NAMES,
+            units={"temp": "K", "pm25": "ug m-3", "o3": "ug m-3"},
+            time=np.arange(first, first + 72),
+            grid=everywhere,
+            static={"elevation": np.zeros((16, 32), np.float32)},
+            source={},
+        )
+        writer.write(0, rng.uniform(1, 50, (72, 3, 16, 32)).astype(np.float32))
+        writer.commit()
+    train = dataset.ForecastDataset(config(tmp_path), "train", STATISTICS)
+    batches = dataset.loader(train, EvaluationSampler(len(train), 4, 0, 1), 2)
+    seen, before = 0, 0.0
+    while seen < 21_000:
+        for batch in batches:
+            seen += len(batch.time)
+        if before == 0.0 and seen >= 1000:
+            before = memory()
+    growth = memory() - before
+    print(f"{growth:.1f} MB more after {seen} items")
+    assert growth < 50  # an hour kept for each item would be 120 MB
