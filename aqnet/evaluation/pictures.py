@@ -152,6 +152,7 @@ def reliability(records: Records, config: Config, units: dict[str, str]) -> Figu
         for row, lead in enumerate(config.data.lead_times):
             pairs = records.pairs[row, target].sum(1)
             enough = pairs >= FEWEST_PAIRS
+            enough[[0, -1]] = False  # the open bins have no middle
             share = records.exceeded[row, target][enough] / pairs[enough]
             look = {"color": COLOURS[row % 6], "marker": MARKERS[row % 6], "markersize": 3}
             axes.plot(middles[enough], share, label=f"+{lead} h", linewidth=1, **look)
@@ -215,7 +216,7 @@ def worst_week(
             mean = values[week] / weight[week, 0] + records.mean[target]
             axes.plot(when, mean, label=kind, color=colour, marker=".", markersize=3, linewidth=1)
         axes.set_ylabel(f"[{maps.unit_text(units[name])}]")
-        axes.xaxis.set_major_locator(dates.AutoDateLocator(maxticks=5))
+        axes.xaxis.set_major_locator(dates.DayLocator(interval=2))
         axes.xaxis.set_major_formatter(dates.ConciseDateFormatter(axes.xaxis.get_major_locator()))
     _legend(figure, panels)
     return figure
