@@ -1,15 +1,19 @@
 """Maps lie where they should, and every picture is made of any grid."""
 
+import argparse
+import importlib.util
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import evaluate
 from aqnet.batch import Batch, Grid, Statistics
 from aqnet.evaluation import maps, metrics, pictures
 from aqnet.evaluation.baselines import SIMPLE
 from aqnet.evaluation.records import Records
+from tests.conftest import run
 from tests.data.worlds import config
 from tests.evaluation.test_report import row
 
@@ -144,3 +148,16 @@ def test_every_picture_is_made(grid: Grid, tmp_path: Path):
     assert [picture.path.stem for picture in made] == names
     assert all(2_000 < picture.path.stat().st_size < 300_000 for picture in made)
     assert sorted(tmp_path.glob("pictures/*")) == sorted(picture.path for picture in made)
+
+
+def test_without_matplotlib_evaluate_says_so_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert not evaluate.wants_pictures(argparse.Namespace(no_pictures=False))
+    assert capsys.readouterr().out.splitlines() == [
+        "no pictures, because matplotlib is missing: pip install 'aqnet[maps]'"
+    ]
+    assert not evaluate.wants_pictures(argparse.Namespace(no_pictures=True))
+    assert capsys.readouterr().out == ""
+    run("-c", "import sys, evaluate, train; assert 'matplotlib' not in sys.modules")
