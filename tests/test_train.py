@@ -257,11 +257,3 @@ def test_profile_writes_a_trace_of_the_steps_asked_for_in_bf16(
     steps = {row["name"] for row in trace["traceEvents"] if "ProfilerStep" in row.get("name", "")}
     assert len(steps) == 2 and "rank0.json: written" in output
     assert all(math.isfinite(loss) for loss in losses(run_dir).values())
-
-
-@pytest.mark.slow
-def test_compiled_model_learns_like_the_plain_one(tiny: dict[str, Any], tmp_path: Path):
-    complete(command(tiny, tmp_path / "plain", 1))
-    complete(command(tiny, tmp_path / "compiled", 1, "train.compile=true"))
-    plain, compiled = losses(tmp_path / "plain"), losses(tmp_path / "compiled")
-    assert [compiled[step] for step in plain] == pytest.approx(list(plain.values()), rel=1e-4)
