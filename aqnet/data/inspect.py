@@ -69,7 +69,8 @@ def _training_store(found: Findings) -> None:
             found.add(found.begin(name, opened.units.get(name, "")), values[None], None)
     variables = [found.begin(name, opened.units.get(name, "")) for name in opened.names]
     for rows in _progressing(len(opened.time), store.HOURS_PER_SHARD):
-        block = np.full((rows.stop - rows.start, len(variables), *opened.grid.shape), np.nan)
+        shape = (rows.stop - rows.start, len(variables), *opened.grid.shape)
+        block = np.full(shape, np.nan, np.float32)
         for row in range(rows.start, rows.stop):
             try:
                 block[row - rows.start] = opened.read(row)

@@ -31,3 +31,13 @@ def test_training_on_a_damaged_hour_ends_with_one_line_that_names_it(
     assert len(errors) == 1, result.stderr
     assert f"{stores}/2015.zarr: the fields of 2015-01-" in errors[0]
     assert "prepare it again" in errors[0]
+
+
+def test_inspect_tells_a_wrong_path_from_a_damaged_store(tiny: dict[str, Any], tmp_path: Path):
+    result = run("-m", "aqnet.data.inspect", str(tmp_path / "nowhere.zarr"), status=2)
+    assert result.stderr == f"error: {tmp_path}/nowhere.zarr: no such file or folder\n"
+    shutil.copytree(Path(tiny["data"]["stores"]) / "2015.zarr", tmp_path / "2015.zarr")
+    (tmp_path / "2015.zarr/fields/c/3/0/0/0").unlink()
+    result = run("-m", "aqnet.data.inspect", str(tmp_path / "2015.zarr"), status=1)
+    assert "the fields of 2015-01-07T00 cannot be read" in result.stdout
+    assert "8,760, every 1 h" in result.stdout
