@@ -39,16 +39,18 @@ on_all_nodes() {
   local logs=$1 attempt=$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0} gpus=${SLURM_GPUS_ON_NODE:-0}
   shift
   mkdir -p "$logs"
-  # --wait: where a node's torchrun died, the others must not hang until the collective's time-out,
-  # but rank 0 may need minutes after the others to write its last checkpoint or report
-  srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --wait=600 \
+  # srun: where a node's torchrun died, the others must not hang until the collective's time-out, but
+  # rank 0 may need minutes after the others to write its last checkpoint or report, and when the job
+  # is cancelled every torchrun ends with an error while that goes on.
+  # rdzv_conf: nodes whose imports are faster wait for the first node's store, 60 s by default.
+  srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=600 \
     --output="$logs/$attempt-node%n-%N.log" \
     ${on_node[@]+"${on_node[@]}"} python -u -m torch.distributed.run \
     ${torchrun_options[@]+"${torchrun_options[@]}"} \
     --nnodes="$SLURM_JOB_NUM_NODES" \
     --nproc_per_node="${NPROC:-$((gpus > 0 ? gpus : 1))}" \
     --rdzv_id="$attempt" --rdzv_backend=c10d --rdzv_endpoint="$MASTER_ADDR:$MASTER_PORT" \
-    "$@"
+    --rdzv_conf=read_timeout=600 "$@"
 }
 
 # The end of the first node's log, for those who look into the job's own output first.

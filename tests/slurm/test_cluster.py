@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 
 from aqnet import checkpoint
 from tests.conftest import REPOSITORY
+from tests.data.source_writers import CONFIG, fields, hours, write_zarr
 from tests.slurm.cluster import Cluster, environment, steps
 from tests.test_train import losses
 
@@ -31,6 +33,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     surroundings = environment(
         LOCAL_SLURM_DIR=str(folder), SLURM_CONF=str(folder / "slurm.conf"), USER="root"
     )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends pytest in order
     try:
         subprocess.run([str(TOOL), "up", "3"], env=surroundings, check=True, timeout=300)
         yield Cluster(TOOL, surroundings, folder)
@@ -55,6 +58,12 @@ def train(cluster: Cluster, run_dir: Path, *arguments: str, options: tuple[str, 
     )
 
 
+def evaluate_after(cluster: Cluster, job: str, run_dir: Path) -> str:
+    """Submit slurm/evaluate.sbatch for when `job` has succeeded."""
+    dependent = ("--nodes=1", "--time=5", f"--dependency=afterok:{job}", "slurm/evaluate.sbatch")
+    return cluster.submit(*dependent, RUN_DIR=str(run_dir))
+
+
 def is_state(*states: str):
     return lambda job: job["JobState"] in states
 
@@ -65,11 +74,7 @@ def status(run_dir: Path) -> str:
 
 def test_two_nodes_train_and_are_scored_by_the_dependent_job(cluster: Cluster, run_dir: Path):
     job = train(cluster, run_dir, "train.max_steps=40", "train.warmup_steps=10")
-    after = cluster.submit(
-        *("--nodes=1", "--time=5", f"--dependency=afterok:{job}", "slurm/evaluate.sbatch"),
-        RUN_DIR=str(run_dir),
-    )
-    assert cluster.job(after)["Reason"] in ("Dependency", "None")
+    after = evaluate_after(cluster, job, run_dir)
     cluster.wait(job, "completed", 120, is_state("COMPLETED"))
     assert status(run_dir) == "finished"
     history = losses(run_dir)
@@ -88,14 +93,18 @@ def test_job_signalled_before_its_limit_is_requeued_and_goes_on(cluster: Cluster
     # Slurm looks every 30 s, so the signal comes 15 to 45 s after the start
     early = ("--time=2", "--signal=B:USR1@75")
     job = train(cluster, run_dir, *ENDLESS, "train.checkpoint_every=1000000", options=early)
+    after = evaluate_after(cluster, job, run_dir)
     cluster.wait(job, "requeued", 90, lambda job: job["Restarts"] == "1")
     assert status(run_dir) == "interrupted"
+    assert cluster.job(after)["JobState"] == "PENDING"  # as long as the training may go on
     stopped = steps(run_dir)
     state = checkpoint.read(latest(run_dir)).state
     assert state["global_step"] == stopped > 0
     cluster.wait(job, "going on", 90, lambda job: steps(run_dir) > stopped)
     history = losses(run_dir)
     assert set(history) == set(range(1, max(history) + 1))
+    assert cluster.job(after)["JobState"] == "PENDING"
+    cluster.cancel(after)
     (run_dir / "stop_requested").touch()
     cluster.wait(job, "stopped by hand, for good", 60, is_state("COMPLETED"))
     assert status(run_dir) == "interrupted"
@@ -134,3 +143,20 @@ def test_killed_node_ends_in_a_requeue_on_the_others(cluster: Cluster, run_dir: 
 def latest(run_dir: Path) -> Path:
     name = (run_dir / "checkpoints/latest").read_text().strip()
     return run_dir / "checkpoints" / name
+
+
+def test_array_prepares_a_year_per_task_and_the_job_after_it_the_statistics(
+    cluster: Cluster, tmp_path: Path
+):
+    data = {"sources": [{"path": f"{tmp_path}/data_*.zarr"}], "stores": str(tmp_path / "stores")}
+    for year in (2013, 2014, 2015):
+        write_zarr(tmp_path / f"data_{year}.zarr", hours(year, 60), fields(60, year))
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({**CONFIG, "data": CONFIG["data"] | data}))
+    short = ("--nodes=1", "--time=5")
+    job = cluster.submit(*short, "--array=2013-2015", "slurm/prepare.sbatch", CONFIG=str(config))
+    dependent = (*short, f"--dependency=afterok:{job}", "slurm/prepare.sbatch")
+    after = cluster.submit(*dependent, CONFIG=str(config))
+    cluster.wait(after, "completed", 120, is_state("COMPLETED"))
+    assert "3 years, 3 complete" in cluster.log(after)
+    assert (tmp_path / "stores/statistics.json").exists()

@@ -13,6 +13,7 @@ from tests.conftest import REPOSITORY
 # each stand-in notes how it was called; srun "trains": until asked to stop, or as SCENE says
 SRUN = """#!/usr/bin/env bash
 echo "srun $*" >>"$CALLS"
+env | grep -E "^(NCCL|FI|TORCH|SRUN)_" >>"$CALLS"
 [ "$SCENE" != fails ] || exit 3
 mkdir -p "$RUN_DIR/checkpoints"
 case $SCENE in
@@ -27,16 +28,21 @@ SCONTROL = """#!/usr/bin/env bash
 echo "scontrol $*" >>"$CALLS"
 [ "$1" != show ] || echo localhost
 """
+MODULE = """#!/usr/bin/env bash
+echo "module $*" >>"$CALLS"
+"""
 
 
-def batch(tmp_path: Path, scene: str, signalled: bool) -> tuple[int, str, str]:
+def batch(
+    tmp_path: Path, scene: str, signalled: bool = False, script: str = "train.sbatch"
+) -> tuple[int, str, str]:
     """Run the script in the scene; returns its status, its output and the commands it gave."""
-    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("module", MODULE)):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     calls = tmp_path / "calls"
     process = subprocess.Popen(
-        ["bash", "slurm/train.sbatch", "train.max_steps=9"],
+        ["bash", f"slurm/{script}", "train.max_steps=9"],
         cwd=REPOSITORY,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -84,10 +90,24 @@ def test_requeues_only_what_its_own_signal_stopped(
 
 
 def test_starts_one_torchrun_per_node_with_the_nodes_gpus(tmp_path: Path):
-    _, _, calls = batch(tmp_path, "finishes", False)
+    _, _, calls = batch(tmp_path, "finishes")
     (line,) = [line for line in calls.splitlines() if line.startswith("srun")]
     assert "--ntasks-per-node=1" in line
     assert "--nproc_per_node=8" in line
     assert "--rdzv_id=17-0 --rdzv_backend=c10d --rdzv_endpoint=localhost:20017" in line
     end = f"train.py --config configs/demo.yaml run_dir={tmp_path}/run train.max_steps=9"
     assert line.endswith(end)
+
+
+def test_lumi_starts_the_container_on_each_node_with_what_its_libraries_read(tmp_path: Path):
+    status, output, calls = batch(tmp_path, "finishes", script="lumi.sbatch")
+    assert status == 0, output
+    lines = calls.splitlines()
+    assert "module load lumi-aif-singularity-bindings" in lines
+    line = calls[calls.index("srun ") :]
+    assert "singularity exec -B aqnet.sqsh:/user-software:image-src=/ /appl/local/laifs" in line
+    assert "torch.distributed.run --numa-binding=exclusive --nnodes=1 --nproc_per_node=8" in line
+    expected = {"NCCL_SOCKET_IFNAME=hsn", "FI_MR_CACHE_MONITOR=userfaultfd"}
+    expected |= {"TORCH_NCCL_DUMP_ON_TIMEOUT=1", "SRUN_CPUS_PER_TASK=56"}
+    assert expected <= set(lines)
+    assert not [line for line in lines if line.startswith(("NCCL_IB", "NCCL_NET_GDR"))]
