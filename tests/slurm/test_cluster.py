@@ -52,7 +52,7 @@ def run_dir(tiny: dict[str, Any], tmp_path: Path) -> Path:
 def train(cluster: Cluster, run_dir: Path, *arguments: str, options: tuple[str, ...] = ()) -> str:
     """Submit slurm/train.sbatch, as it is, on two nodes."""
     return cluster.submit(
-        *("--nodes=2", "--time=5", *options, "slurm/train.sbatch", *arguments),
+        *("--nodes=2", "--time=30", *options, "slurm/train.sbatch", *arguments),
         CONFIG=str(run_dir.with_suffix(".yaml")),
         RUN_DIR=str(run_dir),
     )
@@ -60,7 +60,7 @@ def train(cluster: Cluster, run_dir: Path, *arguments: str, options: tuple[str, 
 
 def evaluate_after(cluster: Cluster, job: str, run_dir: Path) -> str:
     """Submit slurm/evaluate.sbatch for when `job` has succeeded."""
-    dependent = ("--nodes=1", "--time=5", f"--dependency=afterok:{job}", "slurm/evaluate.sbatch")
+    dependent = ("--nodes=1", "--time=30", f"--dependency=afterok:{job}", "slurm/evaluate.sbatch")
     return cluster.submit(*dependent, RUN_DIR=str(run_dir))
 
 
@@ -153,7 +153,7 @@ def test_array_prepares_a_year_per_task_and_the_job_after_it_the_statistics(
         write_zarr(tmp_path / f"data_{year}.zarr", hours(year, 60), fields(60, year))
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump({**CONFIG, "data": CONFIG["data"] | data}))
-    short = ("--nodes=1", "--time=5")
+    short = ("--nodes=1", "--time=30")
     job = cluster.submit(*short, "--array=2013-2015", "slurm/prepare.sbatch", CONFIG=str(config))
     dependent = (*short, f"--dependency=afterok:{job}", "slurm/prepare.sbatch")
     after = cluster.submit(*dependent, CONFIG=str(config))
