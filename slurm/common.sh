@@ -53,10 +53,12 @@ on_all_nodes() {
     --rdzv_conf=read_timeout=600 "$@"
 }
 
-# The end of the first node's log, for those who look into the job's own output first.
+# The end of the longest log, rank 0's (mostly the first node's), for those who look into the job's own
+# output first.
 show_end_of_log() {
   local log
-  log=$(find "$1" -name "$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}-node0-*.log")
+  log=$(find "$1" -name "$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}-node*.log" -printf '%s %p\n' |
+    sort -rn | head -n 1 | cut -d ' ' -f 2-)
   if [ -n "$log" ]; then
     echo "--- the end of $log:"
     tail -n 20 "$log"
