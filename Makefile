@@ -27,7 +27,7 @@ demo-data: .venv/installed
 	test -d demo/world/data_2018_china_masked.zarr || $(BIN)/python -m aqnet.data.synthetic --output demo/world --years 2015-2018
 	$(BIN)/python -m aqnet.data.prepare --config configs/demo.yaml --workers 2
 
-# 500 of the test year's 8,760 input times, drawn once: all of them take minutes
+# 500 of the test year's 8,664 input times, drawn once: all of them take minutes
 demo: demo-data
 	$(BIN)/python train.py --config configs/demo.yaml
 	$(BIN)/python evaluate.py --checkpoint demo/run --output demo/report --max-samples 500
