@@ -14,14 +14,14 @@ from aqnet.config import Config
 from aqnet.data import split, store
 from aqnet.data.model_grid import ModelGrid
 from aqnet.data.origin import made_from, store_path
-from aqnet.data.parallel import Progress, run_blocks
+from aqnet.data.parallel import Progress, Workers
 from aqnet.data.store_writer import writing
 from aqnet.errors import AqnetError
 
 Array = NDArray[Any]
 
 
-def domain(config: Config, grid: ModelGrid, workers: int) -> Array:
+def domain(config: Config, grid: ModelGrid, workers: Workers) -> Array:
     """The domain mask of the model grid, bool, shape [H, W], from `data.mask_file` or the data.
 
     Raises:
@@ -70,7 +70,7 @@ def refuse_other_masks(config: Config, years: list[int], mask: Array) -> None:
             )
 
 
-def _observed(config: Config, grid: ModelGrid, workers: int) -> Array:
+def _observed(config: Config, grid: ModelGrid, workers: Workers) -> Array:
     """Cells with a finite target at some time of the training split."""
     sources, blocks = grid.sources, []
     identity: dict[str, Any] = {"targets": list(config.data.targets)}
@@ -88,7 +88,8 @@ def _observed(config: Config, grid: ModelGrid, workers: int) -> Array:
                 return np.asarray(found["mask"])
     mask = np.zeros(grid.lat.shape, bool)
     progress = Progress("prepare: domain", sum(rows.stop - rows.start for rows in blocks))
-    for rows, part in run_blocks(_observed_block, (grid, config.data.targets), blocks, workers):
+    work = [(config.data.targets, rows) for rows in blocks]
+    for (_, rows), part in workers.run(_observed_block, work):
         mask |= part
         progress.add(rows.stop - rows.start)
         if mask.all():
@@ -101,6 +102,5 @@ def _observed(config: Config, grid: ModelGrid, workers: int) -> Array:
     return mask
 
 
-def _observed_block(common: tuple[ModelGrid, tuple[str, ...]], rows: slice) -> Array:
-    grid, targets = common
-    return np.asarray(np.isfinite(grid.read(targets, rows)).any(axis=(0, 1)))
+def _observed_block(grid: ModelGrid, block: tuple[tuple[str, ...], slice]) -> Array:
+    return np.asarray(np.isfinite(grid.read(*block)).any(axis=(0, 1)))

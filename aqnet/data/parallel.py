@@ -16,48 +16,58 @@ from aqnet.errors import AqnetError
 
 PROGRESS_SECONDS = 3.0
 
-_Common = TypeVar("_Common")
 _Block = TypeVar("_Block")
 _Result = TypeVar("_Result")
 _common: Any = None  # of this worker process
 
 
-def run_blocks(
-    work: Callable[[_Common, _Block], _Result],
-    common: _Common,
-    blocks: Sequence[_Block],
-    workers: int,
-) -> Iterator[tuple[_Block, _Result]]:
-    """`work(common, block)` for every block, in the order in which they end.
+class Workers:
+    """Processes that do blocks of work on something they are given once, `common`; with `count` 1
+    there is none, and this process does the work. A context manager."""
 
-    Args:
-        common: sent to each worker process once.
-        workers: processes; with 1, this one does the work.
-    Raises:
-        AqnetError: that of the first block that failed, or a worker was killed.
-    """
-    if min(workers, len(blocks)) <= 1:
-        for block in blocks:
-            yield block, work(common, block)
-        return
-    pool = ProcessPoolExecutor(
-        min(workers, len(blocks)),
-        # torch and blosc keep threads, which a forked child would lack
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_begin,
-        initargs=(common,),
-    )
-    try:
-        jobs = {pool.submit(_work, work, block): block for block in blocks}
-        for job in as_completed(jobs):
-            yield jobs[job], job.result()
-    except BrokenProcessPool:
-        raise AqnetError(
-            "a worker process was killed, for want of memory perhaps: give fewer --workers and "
-            "start again; what is written is kept"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
+    def __init__(self, common: Any, count: int) -> None:
+        self._common = common
+        self._pool: ProcessPoolExecutor | None = None
+        if count > 1:
+            self._pool = ProcessPoolExecutor(
+                count,
+                # torch and blosc keep threads, which a forked child would lack
+                mp_context=multiprocessing.get_context("spawn"),
+                initializer=_begin,
+                initargs=(common,),
+            )
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def run(
+        self, work: Callable[[Any, _Block], _Result], blocks: Sequence[_Block]
+    ) -> Iterator[tuple[_Block, _Result]]:
+        """`work(common, block)` for every block, in the order in which they end.
+
+        Raises:
+            AqnetError: that of the first block that failed, or a worker was killed.
+        """
+        if self._pool is None:
+            for block in blocks:
+                yield block, work(self._common, block)
+            return
+        jobs = {self._pool.submit(_work, work, block): block for block in blocks}
+        try:
+            for job in as_completed(jobs):
+                yield jobs[job], job.result()
+        except BrokenProcessPool:
+            raise AqnetError(
+                "a worker process was killed, for want of memory perhaps: give fewer --workers and "
+                "start again; what is written is kept"
+            ) from None
+        finally:  # the caller may have enough before all are done
+            for job in jobs:
+                job.cancel()
 
 
 def _begin(common: Any) -> None:

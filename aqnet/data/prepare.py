@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numcodecs import blosc
@@ -28,7 +28,7 @@ from aqnet import config as configuration
 from aqnet.config import Config
 from aqnet.data import domain, origin, split, statistics, store, store_writer, units
 from aqnet.data.model_grid import ModelGrid
-from aqnet.data.parallel import Progress, run_blocks
+from aqnet.data.parallel import Progress, Workers
 from aqnet.data.sources import dynamic_names, hour_text, open_sources
 from aqnet.data.store_writer import StoreWriter
 from aqnet.errors import AqnetError, run
@@ -62,27 +62,26 @@ def prepare(
     _print_plan(config, grid, years, missing, workers)
     if dry_run:
         return
-    with _alone(Path(config.data.stores), only):
-        mask = domain.domain(config, grid, workers)
+    with _alone(Path(config.data.stores), only), Workers(grid, workers) as pool:
+        mask = domain.domain(config, grid, pool)
         domain.refuse_other_masks(config, [year for year in years if year not in missing], mask)
         print(f"prepare: the domain has {int(mask.sum())} of {mask.size} cells", flush=True)
         if missing:
-            _write_years(config, grid, missing, mask, workers)
+            _write_years(config, grid, missing, mask, pool)
         if only:
             return
-        path = statistics.write(
-            config, [store.open_store(origin.store_path(config, year)) for year in years]
-        )
+        made = [store.open_store(origin.store_path(config, year)) for year in years]
+        path = statistics.write(config, made)
     print(f"prepare: statistics in {path}", flush=True)
 
 
 def _write_years(
-    config: Config, grid: ModelGrid, years: list[int], mask: Array, workers: int
+    config: Config, grid: ModelGrid, years: list[int], mask: Array, workers: Workers
 ) -> None:
     names = dynamic_names(config.data)
     where, static = grid.grid(mask)
     writers: dict[int, StoreWriter] = {}
-    blocks: list[tuple[int, slice]] = []
+    blocks: list[_Block] = []
     for year in years:
         rows = origin.year_rows(config, grid.sources, year)
         writers[year] = store_writer.create(
@@ -95,23 +94,23 @@ def _write_years(
             source=origin.made_from(config, grid.sources, rows),
             dtype=config.data.dtype,
         )
-        for part in writers[year].missing():
-            blocks += [(year, rows) for rows in grid.blocks(part.start, part.stop)]
-    left = Counter(year for year, _ in blocks)
-    progress = Progress("prepare", sum(rows.stop - rows.start for _, rows in blocks))
+        blocks += [
+            _Block(year, block, rows.start, writers[year])
+            for missing in writers[year].missing()
+            for block in grid.blocks(missing.start, missing.stop)
+        ]
+    left = Counter(block.year for block in blocks)
+    progress = Progress("prepare", sum(block.rows.stop - block.rows.start for block in blocks))
     noise: Counter[str] = Counter()
-    starts = {year: origin.year_rows(config, grid.sources, year).start for year in years}
     for year in years:
         if not left[year]:
             _commit(writers[year])
-    for (year, rows), found in run_blocks(
-        _write_block, (grid, names, writers, starts), blocks, workers
-    ):
+    for block, found in workers.run(_write_block, blocks):
         noise += found
-        progress.add(rows.stop - rows.start)
-        left[year] -= 1
-        if not left[year]:
-            _commit(writers[year])
+        progress.add(block.rows.stop - block.rows.start)
+        left[block.year] -= 1
+        if not left[block.year]:
+            _commit(block.writer)
     zeroed = ", ".join(f"{name} {n}" for name, n in sorted(noise.items()) if n)
     if zeroed:
         print(f"prepare: values from -0.01 to 0 ug/m3 set to 0: {zeroed}", flush=True)
@@ -129,16 +128,20 @@ def _commit(writer: StoreWriter) -> None:
     print(f"prepare: {writer.path} written, {len(writer.time)} times{note}", flush=True)
 
 
-def _write_block(
-    common: tuple[ModelGrid, tuple[str, ...], dict[int, StoreWriter], dict[int, int]],
-    block: tuple[int, slice],
-) -> Counter[str]:
-    """Write rows of a year's store; returns how many values were packing noise."""
-    grid, names, writers, starts = common
-    year, rows = block
+class _Block(NamedTuple):
+    """Rows of a year's store to be written; the store's first row is `start` of the sources."""
+
+    year: int
+    rows: slice
+    start: int
+    writer: StoreWriter
+
+
+def _write_block(grid: ModelGrid, block: _Block) -> Counter[str]:
+    """Write a block; returns how many values were packing noise."""
     grid.sources.noise.clear()
-    fields = grid.read(names, slice(starts[year] + rows.start, starts[year] + rows.stop))
-    writers[year].write(rows.start, fields)
+    rows = slice(block.start + block.rows.start, block.start + block.rows.stop)
+    block.writer.write(block.rows.start, grid.read(block.writer.names, rows))
     return Counter(grid.sources.noise)
 
 

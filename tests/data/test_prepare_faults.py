@@ -128,11 +128,11 @@ def test_what_is_written_is_not_written_again(tmp_path: Path, monkeypatch: pytes
     config = load(tmp_path)
     read: list[int] = []
 
-    def fail_in_2014(common: Any, block: tuple[int, slice]) -> Any:
-        read.append(block[0])
-        if block == (2014, slice(240, 300)):
+    def fail_in_2014(grid: Any, block: Any) -> Any:
+        read.append(block.year)
+        if (block.year, block.rows) == (2014, slice(240, 300)):
             raise AqnetError("stop here")
-        return write_block(common, block)
+        return write_block(grid, block)
 
     write_block = command._write_block
     monkeypatch.setattr(command, "_write_block", fail_in_2014)
