@@ -27,6 +27,7 @@ Rows = list[dict[str, Any]]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "os^Dvp"
 LOWEST_SKILL = -1.0  # that is drawn
+LEFT_OUT = 5e-4  # share of values beyond each end of the density's axes
 FEWEST_PAIRS = 100  # in a bin of the forecast, for a share to be drawn
 
 
@@ -86,7 +87,10 @@ def draw_all(
     )
     if set(data.targets) & set(metrics.EVENT_THRESHOLDS):
         keep("reliability", "Reliability of exceedance", said, reliability(records, config, units))
-    said = "Number of pairs by forecast and truth, darker is more (logarithmic, one scale a row)."
+    said = (
+        "Number of pairs by forecast and truth, darker is more (logarithmic, one scale a row). The "
+        f"lowest and highest {LEFT_OUT:.2%} of values lie off the panel."
+    )
     keep("density", "Forecast against truth", said, density(records, config, units))
     lead = min(range(len(data.lead_times)), key=lambda row: abs(data.lead_times[row] - 24))
     said = (
@@ -177,15 +181,16 @@ def density(records: Records, config: Config, units: dict[str, str]) -> Figure:
     shades = colormaps[maps.SHADES].with_extremes(bad="white")
     for target, name in enumerate(data.targets):
         pairs, edges = records.pairs[:, target], records.edges()[target]
-        used = np.flatnonzero(pairs.sum((0, 1)) + pairs.sum((0, 2)))
-        ends = (edges[used[0]], edges[used[-1] + 1]) if len(used) else (edges[0], edges[-1])
+        values = np.cumsum(pairs.sum((0, 1)) + pairs.sum((0, 2)))
+        first, last = np.searchsorted(values, values[-1] * np.array([LEFT_OUT, 1.0 - LEFT_OUT]))
+        ends = edges[first], edges[last + 1]
         for row, lead in enumerate(data.lead_times):
             axes = grid[target][row]
             scale = LogNorm(1, max(2, pairs.max()))
             counts = np.ma.masked_equal(pairs[row], 0)
             image = axes.pcolormesh(edges, edges, counts, cmap=shades, norm=scale, rasterized=True)
             axes.plot(ends, ends, color="black", linewidth=0.6)
-            _logarithmic(axes, "xy")
+            _logarithmic(axes, "xy", (1.0, 3.0))
             axes.set(xlim=ends, ylim=ends, box_aspect=1)
             axes.tick_params(labelsize=7)
             axes.set_title(f"{maps.label(name)} +{lead} h", fontsize=8)
@@ -277,12 +282,12 @@ def _panels(names: Iterable[str]) -> tuple[Figure, dict[str, Any]]:
     return figure, panels
 
 
-def _logarithmic(axes: Any, which: str) -> None:
-    """Log axes with plain numbers at 1, 2 and 5."""
+def _logarithmic(axes: Any, which: str, ticks: tuple[float, ...] = (1.0, 2.0, 5.0)) -> None:
+    """Log axes with plain numbers at these ticks of every decade."""
     for name in which:
         getattr(axes, f"set_{name}scale")("log")
         axis = getattr(axes, f"{name}axis")
-        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=6))
+        axis.set_major_locator(LogLocator(subs=ticks, numticks=6))
         axis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axis.set_minor_locator(NullLocator())
 

@@ -216,4 +216,6 @@ def _said(value: Any) -> str:
         return ", ".join(_said(item) for item in value)
     if isinstance(value, dict):
         return "; ".join(f"{key}: {_said(item)}" for key, item in value.items())
-    return f"{value:.3f}" if isinstance(value, float) and abs(value) >= 0.1 else f"{value}"
+    if isinstance(value, float):
+        return f"{value:.3f}" if abs(value) >= 0.1 else f"{value:.3g}"
+    return str(value)
