@@ -1,5 +1,6 @@
 """Weights of one model as the start of another: by name, and every difference is said."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,13 @@ def test_another_width_or_number_of_heads_is_refused(settings: dict[str, Any]):
     name = next(iter(settings))
     with pytest.raises(AqnetError, match=f"model.{name}"):
         transferred(config_of(), config_of(**settings))
+
+
+def test_a_run_that_has_begun_may_drop_where_it_began():
+    plain = configs.to_dict(config_of())
+    begun = copy.deepcopy(plain)
+    begun["train"] |= {"init_from": "run", "init_statistics": "data"}
+    assert configs.changes_forbidden_on_continuation(begun, plain) == []
 
 
 def test_statistics_are_those_that_the_config_names():
