@@ -21,7 +21,8 @@ from aqnet.batch import Batch, Statistics
 from aqnet.checkpoint_files import Loaded
 from aqnet.config import Config
 from aqnet.data import analysis, forecast_files
-from aqnet.data.dataset import ForecastDataset, collate, loader, target_fields
+from aqnet.data.dataset import ForecastDataset, target_fields
+from aqnet.data.loader import collate, loader
 from aqnet.data.sampler import EvaluationSampler
 from aqnet.errors import AqnetError
 from aqnet.evaluation import (

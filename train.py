@@ -20,7 +20,8 @@ from aqnet.batch import Statistics
 from aqnet.checkpoint import Checkpoints, Loaded
 from aqnet.config import Config
 from aqnet.data import statistics as data_statistics
-from aqnet.data.dataset import ForecastDataset, collate, loader, open_stores
+from aqnet.data.dataset import ForecastDataset, open_stores
+from aqnet.data.loader import collate, loader
 from aqnet.data.sampler import EMPTY_ITEM, EvaluationSampler, TrainSampler
 from aqnet.errors import AqnetError
 from aqnet.evaluation.validation import validate

@@ -31,7 +31,8 @@ from torch.nn.functional import interpolate
 from aqnet import config as configs
 from aqnet.config import Config
 from aqnet.data import prepare, statistics, store, store_writer, synthetic
-from aqnet.data.dataset import ForecastDataset, loader, open_stores
+from aqnet.data.dataset import ForecastDataset, open_stores
+from aqnet.data.loader import loader
 from aqnet.data.sampler import EvaluationSampler
 
 NATIVE, MODEL = (339, 432), (128, 256)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import atexit
 import copy
-import signal
-import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 
 from aqnet import distributed
 from aqnet.batch import Batch, Statistics
@@ -214,76 +211,6 @@ class ForecastDataset(Dataset[Batch]):
         targets = torch.full(shape, torch.nan)
         time = torch.tensor(int(self.times[0]))
         return Batch(fields, time, self.lead_times, targets, torch.zeros(shape, dtype=torch.bool))
-
-
-def collate(items: Sequence[Batch]) -> Batch:
-    """Items stacked along a new first axis."""
-    return Batch(*(torch.stack(tensors) for tensors in zip(*items, strict=True)))
-
-
-class _Told(Dataset[Batch | AqnetError]):
-    """A dataset whose errors for the user are values: raised in a loader process, torch would give
-    them its traceback as their message."""
-
-    def __init__(self, dataset: ForecastDataset) -> None:
-        self.dataset = dataset
-
-    def __getitem__(self, item: int) -> Batch | AqnetError:
-        try:
-            return self.dataset[item]
-        except AqnetError as error:
-            return error
-
-
-def _collate_told(items: Sequence[Batch | AqnetError]) -> Batch | AqnetError:
-    for item in items:
-        if isinstance(item, AqnetError):
-            return item
-    return collate([item for item in items if not isinstance(item, AqnetError)])
-
-
-class _Loader(DataLoader[Batch]):
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        new_workers = self.num_workers > 0 and self._iterator is None
-        batches = super().__iter__()
-        if new_workers:
-            # multiprocessing would terminate them at exit, which they ignore, and wait for ever
-            atexit.register(_end_workers, weakref.ref(self))
-        for batch in batches:
-            if isinstance(batch, AqnetError):
-                _end_workers(weakref.ref(self))
-                raise batch
-            yield batch
-
-
-def loader(
-    dataset: ForecastDataset, batch_sampler: Sampler[list[int]], workers: int
-) -> DataLoader[Batch]:
-    """Whole micro-batches, read in `workers` processes (0: in this one), in pinned memory where
-    there is a GPU. An `AqnetError` of a loader process is raised here as it was raised there."""
-    return _Loader(
-        _Told(dataset),  # type: ignore[arg-type]
-        batch_sampler=batch_sampler,
-        num_workers=workers,
-        collate_fn=_collate_told,
-        pin_memory=torch.cuda.is_available(),
-        persistent_workers=workers > 0,
-        generator=torch.Generator(),  # iterating draws nothing from torch's default one
-        worker_init_fn=_leave_signals_to_parent,
-    )
-
-
-def _end_workers(reference: weakref.ref[_Loader]) -> None:
-    loader = reference()
-    if loader is not None and loader._iterator is not None:
-        loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
-
-
-def _leave_signals_to_parent(worker: int) -> None:
-    """A stop is for the training process to obey; its workers serve it until then, or it dies."""
-    distributed.die_with_parent()
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def target_fields(config: Config, split_name: str) -> Iterator[tuple[int, NDArray[np.float32]]]:
