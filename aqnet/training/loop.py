@@ -258,6 +258,7 @@ def _tensors(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
 def _save(run: Run, metric: float | None) -> None:
     with run.trainee.stopwatch.part("checkpoint"):
         state = {**asdict(run.progress), **run.constants}
+        run.telemetry.flush()
         run.checkpoints.save(*_tensors(run), state, metric)
 
 

@@ -134,6 +134,12 @@ class Telemetry:
         ]
         self.say("  ".join([f"step {step}{of}", *plain, *shares]))
 
+    def flush(self) -> None:
+        """Call with each checkpoint: a run killed after it will not tell these points again, and
+        TensorBoard's writer keeps them for up to two minutes."""
+        if self._active:
+            self._board.flush()
+
     def close(self) -> None:
         """Wait for pictures, flush and close the files; an error of drawing comes up here."""
         if self._active:

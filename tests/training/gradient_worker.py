@@ -11,22 +11,22 @@ from tests.training.toy import Toy, batch_of, config
 
 
 def main() -> None:
-    path, micro_batch, broken = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "broken"
+    path, micro_batch, how = sys.argv[1], int(sys.argv[2]), sys.argv[3]
     device = distributed.start(60.0)
     torch.manual_seed(3)
     model = Toy().double()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    settings = config()
+    settings = config(clip_norm=0.01) if how == "clipped" else config()
     trainee = Trainee(
         settings, model, distributed.wrap(model), optimizer, device, Stopwatch(device)
     )
     warm_up(trainee, batch_of([-1]))
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     size, rank = distributed.world_size(), distributed.rank()
-    steps = 8 // (size * micro_batch)
+    steps = -(-8 // (size * micro_batch))
     firsts = [(step * size + rank) * micro_batch for step in range(steps)]
-    items = [list(range(first, first + micro_batch)) for first in firsts]
-    batches = [batch_of(part, poison=5 if broken else None) for part in items]
+    items = [list(range(first, min(first + micro_batch, 8))) or [-1] for first in firsts]
+    batches = [batch_of(part, poison=5 if how == "broken" else None) for part in items]
     result = optimizer_step(trainee, iter(batches), steps, 0, [1.0, float(rank)])
     after = dict(model.named_parameters())
     change = {name: before[name] - after[name].detach() for name in before}

@@ -46,7 +46,10 @@ def big_batch() -> tuple[float, dict[str, torch.Tensor]]:
     return loss.item(), {name: value.grad for name, value in model.named_parameters()}
 
 
-@pytest.mark.parametrize(("processes", "micro_batch"), [(1, 8), (1, 2), (2, 4), (2, 1), (4, 2)])
+# with 3 x 2 of 8 items, two processes have nothing left in the second micro-batch
+@pytest.mark.parametrize(
+    ("processes", "micro_batch"), [(1, 8), (1, 2), (2, 4), (2, 1), (4, 2), (3, 2)]
+)
 def test_gradient_is_that_of_one_big_batch(tmp_path: Path, processes: int, micro_batch: int):
     loss, gradient = big_batch()
     found = step_of(tmp_path / "step.pt", processes, micro_batch)
@@ -54,6 +57,14 @@ def test_gradient_is_that_of_one_big_batch(tmp_path: Path, processes: int, micro
     assert found["loss"] == pytest.approx(loss, rel=1e-12)
     for name, value in gradient.items():
         assert torch.linalg.norm(found["change"][name] - value) < 1e-10 * torch.linalg.norm(value)
+
+
+def test_clipping_is_by_the_norm_of_the_whole_batch(tmp_path: Path):
+    _, gradient = big_batch()
+    norm = torch.linalg.norm(torch.cat([value.flatten() for value in gradient.values()]))
+    found = step_of(tmp_path / "step.pt", 2, 2, "clipped")
+    for name, value in gradient.items():
+        torch.testing.assert_close(found["change"][name], 0.01 * value / norm, rtol=1e-4, atol=0)
 
 
 def test_bad_item_of_one_rank_skips_the_step_on_all(tmp_path: Path):

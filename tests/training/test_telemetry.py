@@ -26,6 +26,17 @@ def test_scalars_reach_the_jsonl_file_and_tensorboard(tmp_path: Path):
     assert [(point.step, point.value) for point in board.Scalars("loss")] == [(1, 0.5)]
 
 
+def test_points_of_a_run_that_is_killed_after_a_flush_are_on_disk(tmp_path: Path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    telemetry = Telemetry(tmp_path, active=True)
+    telemetry.scalars(1, {"loss": 0.5})
+    telemetry.flush()
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [point.value for point in board.Scalars("loss")] == [0.5]
+    telemetry.close()
+
+
 def test_continued_run_drops_records_after_its_checkpoint(tmp_path: Path):
     telemetry = Telemetry(tmp_path, active=True)
     for step in range(1, 5):
