@@ -92,6 +92,8 @@ def planned(options: argparse.Namespace) -> list[Run]:
     Raises:
         AqnetError: there is no base, or a variant differs from it in data or training.
     """
+    if options.seeds < 1:
+        raise AqnetError(f"--seeds {options.seeds}: expected at least 1")
     files = sorted(Path(options.configs).glob("*.yaml"), key=lambda file: file.stem != BASE)
     if not files or files[0].stem != BASE or len(files) < 2:
         raise AqnetError(f"{options.configs}: expected {BASE}.yaml and a file per variant")
