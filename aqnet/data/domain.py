@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from aqnet.checkpoint_files import sync
 from aqnet.config import Config
 from aqnet.data import split, store
 from aqnet.data.model_grid import ModelGrid
@@ -98,6 +99,7 @@ def _observed(config: Config, grid: ModelGrid, workers: Workers) -> Array:
         beside = kept.with_suffix(".partial")
         with beside.open("wb") as file:
             np.savez(file, mask=mask, made_from=text)
+        sync(beside)
         beside.replace(kept)
     return mask
 

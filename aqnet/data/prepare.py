@@ -63,6 +63,8 @@ def prepare(
     if dry_run:
         return
     with _alone(Path(config.data.stores), only), Workers(grid, workers) as pool:
+        # another prepare may have come first
+        missing = [year for year in missing if not origin.is_complete(config, sources, year)]
         mask = domain.domain(config, grid, pool)
         domain.refuse_other_masks(config, [year for year in years if year not in missing], mask)
         print(f"prepare: the domain has {int(mask.sum())} of {mask.size} cells", flush=True)

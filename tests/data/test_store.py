@@ -226,3 +226,16 @@ def test_values_beyond_float16_are_refused(tmp_path: Path):
     values[60, 1, 0, 0] = 101325
     with pytest.raises(AqnetError, match="'v' has values beyond float16"):
         writer.write(0, values)
+
+
+def test_a_block_whose_file_was_lost_is_written_again(tmp_path: Path):
+    writer = begin(tmp_path / "2015.zarr")
+    writer.write(0, fields()[:48])
+    writer.write(48, fields()[48:])
+    assert begin(tmp_path / "2015.zarr").missing() == []
+    store.shard_path(tmp_path / "2015.zarr.partial", 0).unlink()
+    again = begin(tmp_path / "2015.zarr")
+    assert again.missing() == [range(48)]
+    again.write(0, fields()[:48])
+    again.commit()
+    np.testing.assert_array_equal(store.open_store(tmp_path / "2015.zarr").read(0), fields()[0])
