@@ -250,7 +250,7 @@ def draw(
     """All pictures of a scored model, in `output`/pictures."""
     from aqnet.evaluation import pictures
 
-    path = loaded.path.parents[1] / "metrics.jsonl"
+    path = loaded.path.resolve().parents[1] / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     history = [json.loads(line) for line in lines]
     folder, units = output / "pictures", dataset.index.stores[0].units
