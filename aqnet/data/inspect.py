@@ -59,8 +59,11 @@ def _training_store(found: Findings) -> None:
     found.kind = f"training store, format {store.FORMAT_VERSION}"
     found.set_times(opened.time)
     found.set_grid(opened.grid.lat.numpy(), opened.grid.lon.numpy(), opened.grid.mask.numpy())
-    if "layout" in opened.attributes["source"]:
-        found.facts["made from"] = str(opened.attributes["source"]["layout"])
+    source = opened.attributes["source"]
+    if source.get("first_last_and_count_of_files"):
+        first, last, count = source["first_last_and_count_of_files"]
+        found.facts["made from"] = first if count == 1 else f"{count:,} files, {first} to {last}"
+        found.facts["made from"] += f", resample: {source['resample']}"
     found.facts["storage"] = (
         f"{len(opened.names)} variables x 1 hour a chunk, {store.HOURS_PER_SHARD} hours a file"
     )

@@ -41,3 +41,4 @@ def test_inspect_tells_a_wrong_path_from_a_damaged_store(tiny: dict[str, Any], t
     result = run("-m", "aqnet.data.inspect", str(tmp_path / "2015.zarr"), status=1)
     assert "the fields of 2015-01-07T00 cannot be read" in result.stdout
     assert "8,760, every 1 h" in result.stdout
+    assert "data_2015_china_masked.zarr, resample: none" in result.stdout
