@@ -167,7 +167,7 @@ def score(
     regions = run.read_regions(options.regions, dataset.grid.shape)
     say(f"{loaded.path}: {options.split}: {len(dataset)} of {everything} input times")
     say("fitting the simple forecasts on the training split")
-    simple = distributed.on_main(partial(fit, config, dataset))
+    simple = fit(config, dataset)
     others = [elsewhere(text, dataset) for text in options.forecast_file]
     observed = distributed.on_main(partial(observations, options.stations, dataset))
     scorer = run.Scorer(
@@ -291,11 +291,12 @@ def saver(path: Path, dataset: ForecastDataset, statistics: Statistics) -> forec
 
 
 def fit(config: Config, dataset: ForecastDataset) -> baselines.Baselines:
-    """The simple forecasts of the training split, for the times of `dataset`."""
+    """The simple forecasts of the training split, for the times of `dataset`; all ranks call."""
     leads = np.array(config.data.lead_times)
     return baselines.fit(
         partial(target_fields, config, "train"),
         dataset.grid.mask.numpy(),
+        len(config.data.targets),
         config.data.lead_times,
         baselines.months_of(dataset.times[:, None] + leads),
     )

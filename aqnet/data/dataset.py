@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -213,9 +213,13 @@ class ForecastDataset(Dataset[Batch]):
         return Batch(fields, time, self.lead_times, targets, torch.zeros(shape, dtype=torch.bool))
 
 
-def target_fields(config: Config, split_name: str) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """Every existing hour of a split in time order, with its targets.
+def target_fields(
+    config: Config, split_name: str, wanted: Callable[[Hours], Flags]
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Existing hours of a split in time order, with their targets.
 
+    Args:
+        wanted: which of many hours are read.
     Yields:
         Hours since 1970 UTC, and physical values [T, H, W], NaN where missing or outside the mask.
     """
@@ -223,7 +227,8 @@ def target_fields(config: Config, split_name: str) -> Iterator[tuple[int, NDArra
     first = index.stores[0]
     channels = [first.names.index(name) for name in config.data.targets]
     mask = first.grid.mask.numpy()
-    for hour in index.hours[_inside(config, split_name, index.hours)].tolist():
+    hours = index.hours[_inside(config, split_name, index.hours)]
+    for hour in hours[wanted(hours)].tolist():
         values = index.read(hour)
         assert values is not None
         yield hour, np.where(mask, values[channels], np.float32(np.nan))

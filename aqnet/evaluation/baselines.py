@@ -9,14 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from aqnet import distributed
 from aqnet.errors import AqnetError
 
 Values = NDArray[np.float64]
 Fields = NDArray[np.float32]
+Hours = NDArray[np.int64]
+Flags = NDArray[np.bool_]
 Stream = Iterator[tuple[int, Fields]]
 SIMPLE = ("persistence", "climatology", "damped_persistence", "damped_anomaly")
 KEPT_BYTES = 2**30  # training targets that fit are read once; larger ones are read twice
@@ -56,35 +61,52 @@ class Baselines:
 
 
 def fit(
-    stream: Callable[[], Stream],
-    mask: NDArray[np.bool_],
+    stream: Callable[[Callable[[Hours], Flags]], Stream],
+    mask: Flags,
+    num_targets: int,
     lead_times: Sequence[int],
     wanted_months: set[int],
 ) -> Baselines:
-    """Climatology, then regressions, of the training hours.
+    """Climatology, then regressions, of the training hours; all ranks call, each gets the whole.
+
+    A rank works on whole calendar months (of all years), so that what it adds up does not depend
+    on how many ranks there are.
 
     Args:
-        stream: makes an iterator over (hour, targets [T, H, W]) in time order, NaN = missing.
+        stream: given a function that says which hours to read, makes an iterator over
+            (hour, targets [T, H, W]) in time order, NaN = missing.
         mask: the domain [H, W].
         wanted_months: 0 to 11, those of the times to be forecast.
     Raises:
         AqnetError: a wanted month has no training value of some target.
     """
-    hours = _Hours(stream, mask)
-    climate, filled = _climatology(hours, wanted_months)
-    offset, slope, rho = _regressions(hours, lead_times, climate)
+    own = range(distributed.rank(), 12, distributed.world_size())
+
+    def wanted(hours: Hours) -> Flags:
+        """Hours of the own months, and those from which they are forecast."""
+        later = hours[:, None] + np.array([0, *lead_times])
+        return np.asarray(np.isin(_months(later), own).any(1))
+
+    hours = _Hours(partial(stream, wanted), mask)
+    shape = num_targets, int(mask.sum())
+    climate, filled = _climatology(hours, own, shape, wanted_months)
+    offset, slope, rho = _regressions(hours, own, lead_times, climate)
     return Baselines(climate, filled, offset, slope, rho)
 
 
-def months_of(hours: NDArray[np.int64]) -> set[int]:
+def months_of(hours: Hours) -> set[int]:
     """Months (0 to 11) in which the hours since 1970 UTC lie."""
-    months = hours.astype("datetime64[h]").astype("datetime64[M]").astype(int) % 12
-    return set(np.unique(months).tolist())
+    return set(np.unique(_months(hours)).tolist())
 
 
 def month_of(hour: int) -> int:
     """Month (0 to 11) of an hour since 1970 UTC."""
     return int(np.datetime64(hour, "h").astype("datetime64[M]").astype(int)) % 12
+
+
+def _months(hours: Hours) -> Hours:
+    months: Hours = hours.astype("datetime64[h]").astype("datetime64[M]").astype(np.int64) % 12
+    return months
 
 
 class _Hours:
@@ -93,7 +115,7 @@ class _Hours:
     They are kept in memory where they fit, and read anew at each pass where they do not.
     """
 
-    def __init__(self, stream: Callable[[], Stream], mask: NDArray[np.bool_]) -> None:
+    def __init__(self, stream: Callable[[], Stream], mask: Flags) -> None:
         self._stream, self._mask = stream, mask
         self._kept: list[tuple[int, Fields]] = []
 
@@ -113,34 +135,50 @@ class _Hours:
         self._kept = kept
 
 
-def _climatology(hours: _Hours, wanted_months: set[int]) -> tuple[Fields, tuple[int, int]]:
-    sums: Values | None = None
-    counts = np.zeros(0, np.int32)
+def _climatology(
+    hours: _Hours, own: range, shape: tuple[int, int], wanted_months: set[int]
+) -> tuple[Fields, tuple[int, int]]:
+    sums = {month: np.zeros((24, *shape)) for month in own}
+    counts = {month: np.zeros((24, *shape), np.int32) for month in own}
     for hour, values in hours:
-        if sums is None:
-            sums = np.zeros((12, 24, *values.shape))
-            counts = np.zeros(sums.shape, np.int32)
-        at = month_of(hour), hour % 24
-        present = np.isfinite(values)
-        sums[at] += np.where(present, values, 0.0)
-        counts[at] += present
-    if sums is None:
-        raise AqnetError("the training split has no hour; simple forecasts cannot be fitted")
-    lacking = [m + 1 for m in sorted(wanted_months) if (counts[m].sum((0, 2)) == 0).any()]
-    if lacking:
-        raise AqnetError(
-            f"data.split.train has no value of some target in month {lacking}, which the "
-            "evaluated split needs for its climatology; train on these months too"
-        )
-    observed = counts.sum((0, 2, 3)) > 0
-    months = [_fill(sums[month], counts[month], observed) for month in range(12)]
-    filled = [sum(month[1][place] for month in months) for place in (0, 1)]
-    return np.stack([month[0] for month in months]), (filled[0], filled[1])
+        month = month_of(hour)
+        if month in sums:
+            present = np.isfinite(values)
+            sums[month][hour % 24] += np.where(present, values, 0.0)
+            counts[month][hour % 24] += present
+    known = np.zeros((12, 24, shape[0]), np.int64)
+    for month in own:
+        known[month] = counts[month].sum(2)
+    distributed.sum_(torch.from_numpy(known))
+    _check_months(known, wanted_months)
+    climate, filled = np.zeros((12, 24, *shape), np.float32), np.zeros(2, np.int64)
+    for month in own:
+        means, number = _fill(sums.pop(month), counts.pop(month), known.sum((0, 2)) > 0)
+        climate[month], filled = means, filled + number
+    for part in (climate, filled):  # adding zeros changes nothing
+        distributed.sum_(torch.from_numpy(part))
+    return climate, (int(filled[0]), int(filled[1]))
+
+
+def _check_months(known: NDArray[np.int64], wanted_months: set[int]) -> None:
+    """Refuse, on rank 0, months without a value; `known` counts values [12, 24, T]."""
+
+    def check() -> None:
+        if not known.any():
+            raise AqnetError("the training split has no value; simple forecasts cannot be fitted")
+        lacking = [m + 1 for m in sorted(wanted_months) if (known[m].sum(0) == 0).any()]
+        if lacking:
+            raise AqnetError(
+                f"data.split.train has no value of some target in month {lacking}, which the "
+                "evaluated split needs for its climatology; train on these months too"
+            )
+
+    distributed.on_main(check)
 
 
 def _fill(
-    sums: Values, counts: NDArray[np.int32], observed: NDArray[np.bool_]
-) -> tuple[Fields, tuple[int, int]]:
+    sums: Values, counts: NDArray[np.int32], observed: Flags
+) -> tuple[Fields, NDArray[np.int64]]:
     """Means of one month [24, T, N]; where there is none, the cell's of the month, then that of
     all cells. Hours of the day that are never `observed` anywhere (3-hourly data) do not count."""
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -150,29 +188,31 @@ def _fill(
     from_month = np.isnan(own) & ~np.isnan(of_month)
     from_cells = np.isnan(own) & ~from_month & ~np.isnan(of_cells)
     means = np.where(from_month, of_month, np.where(from_cells, of_cells, own))
-    filled = int(from_month[observed].sum()), int(from_cells.sum())
+    filled = np.array([from_month[observed].sum(), from_cells.sum()], np.int64)
     return means.astype(np.float32), filled
 
 
 def _regressions(
-    hours: _Hours, lead_times: Sequence[int], climate: Fields
+    hours: _Hours, own: range, lead_times: Sequence[int], climate: Fields
 ) -> tuple[Values, Values, Values]:
     """Offset, slope and rho, each of shape [K, T]."""
-    sums = np.zeros((7, len(lead_times), climate.shape[2]))
+    by_month = np.zeros((12, 7, len(lead_times), climate.shape[2]))
     recent: dict[int, tuple[Values, Values, Values]] = {}
     for hour, values in hours:
         cells = values.astype(np.float64)
         present = np.isfinite(cells)
         anomaly = np.where(present, cells - climate[month_of(hour), hour % 24], 0.0)
         now = np.where(present, cells, 0.0), present.astype(np.float64), anomaly
+        month = month_of(hour)
         for row, lead in enumerate(lead_times):
             before = recent.get(hour - lead)
-            if before is not None:
-                sums[:, row] += _products(before, now)
+            if before is not None and month in own:
+                by_month[month, :, row] += _products(before, now)
         recent[hour] = now
         for old in [time for time in recent if time <= hour - max(lead_times)]:
             del recent[old]
-    count, x, y, xx, xy, aa, ab = sums
+    distributed.sum_(torch.from_numpy(by_month))
+    count, x, y, xx, xy, aa, ab = by_month.sum(0)
     with np.errstate(invalid="ignore", divide="ignore"):
         slope = (count * xy - x * y) / (count * xx - x * x)
         slope = np.where(np.isfinite(slope), slope, 0.0)

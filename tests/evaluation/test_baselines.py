@@ -1,7 +1,11 @@
 """The simple forecasts against naive loops over cells, with gaps and missing values."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
+import torch
 
 from aqnet.errors import AqnetError
 from aqnet.evaluation import baselines
@@ -26,8 +30,8 @@ def fields(hour: int) -> np.ndarray:
 HOURS = [hour for hour in range(START, START + 24 * 20) if hour not in GAP]
 
 
-def stream():
-    return ((hour, fields(hour)) for hour in HOURS)
+def stream(wanted):
+    return ((hour, fields(hour)) for hour in np.array(HOURS)[wanted(np.array(HOURS))].tolist())
 
 
 def naive_climate(hour: int, target: int, cell: int) -> float:
@@ -43,7 +47,7 @@ def naive_climate(hour: int, target: int, cell: int) -> float:
 
 
 def test_climatology_is_the_mean_of_hour_and_month_else_of_the_month():
-    fitted = baselines.fit(stream, MASK, LEADS, {0, 1})
+    fitted = baselines.fit(stream, MASK, 2, LEADS, {0, 1})
     for hour in (START + 3, START + 7, START + 24 * 15 + 7):
         for target in range(2):
             for cell in range(4):
@@ -53,7 +57,7 @@ def test_climatology_is_the_mean_of_hour_and_month_else_of_the_month():
 
 
 def test_regressions_agree_with_least_squares_over_pooled_pairs():
-    fitted = baselines.fit(stream, MASK, LEADS, {0, 1})
+    fitted = baselines.fit(stream, MASK, 2, LEADS, {0, 1})
     for row, lead in enumerate(LEADS):
         for target in range(2):
             pairs, anomalies = [], []
@@ -74,7 +78,7 @@ def test_regressions_agree_with_least_squares_over_pooled_pairs():
 
 
 def test_forecasts_follow_their_formulas_and_keep_missing_missing():
-    fitted = baselines.fit(stream, MASK, LEADS, {0, 1})
+    fitted = baselines.fit(stream, MASK, 2, LEADS, {0, 1})
     present = fields(START + 5)[:, MASK].astype(float)  # START + 5 is divisible by 5 or not
     present[1, 2] = np.nan
     found = fitted.forecasts(present, START + 5, LEADS)
@@ -88,7 +92,7 @@ def test_forecasts_follow_their_formulas_and_keep_missing_missing():
 
 def test_month_without_training_values_is_named():
     with pytest.raises(AqnetError, match=r"month \[3\]"):
-        baselines.fit(stream, MASK, LEADS, {1, 2})
+        baselines.fit(stream, MASK, 2, LEADS, {1, 2})
 
 
 def test_months_are_counted_from_zero():
@@ -101,14 +105,44 @@ def test_training_hours_are_read_once_where_they_fit_and_twice_with_the_same_res
 ):
     reads = []
 
-    def counted():
+    def counted(wanted):
         reads.append(1)
-        return stream()
+        return stream(wanted)
 
-    once = baselines.fit(counted, MASK, LEADS, {0, 1})
+    once = baselines.fit(counted, MASK, 2, LEADS, {0, 1})
     assert len(reads) == 1
     monkeypatch.setattr(baselines, "KEPT_BYTES", 1000)
-    twice = baselines.fit(counted, MASK, LEADS, {0, 1})
+    twice = baselines.fit(counted, MASK, 2, LEADS, {0, 1})
     assert len(reads) == 3
     for name in ("climate", "offset", "slope", "rho"):
         np.testing.assert_array_equal(getattr(once, name), getattr(twice, name))
+
+
+@pytest.mark.parametrize("size", [2, 3, 16])
+def test_ranks_together_fit_what_one_alone_does(size: int, monkeypatch: pytest.MonkeyPatch):
+    alone = baselines.fit(stream, MASK, 2, LEADS, {0, 1})
+    waiting = threading.Barrier(size)
+    places, sums = threading.local(), {}
+
+    def sum_(tensor: torch.Tensor) -> torch.Tensor:
+        sums[places.rank] = tensor.clone()
+        waiting.wait()
+        total = sum(sums[rank] for rank in range(size))
+        waiting.wait()
+        return tensor.copy_(total)
+
+    monkeypatch.setattr(baselines.distributed, "sum_", sum_)
+    monkeypatch.setattr(baselines.distributed, "rank", lambda: places.rank)
+    monkeypatch.setattr(baselines.distributed, "world_size", lambda: size)
+    monkeypatch.setattr(baselines.distributed, "on_main", lambda function: function())
+
+    def of_rank(rank: int) -> baselines.Baselines:
+        places.rank = rank
+        return baselines.fit(stream, MASK, 2, LEADS, {0, 1})
+
+    with ThreadPoolExecutor(size) as pool:
+        together = list(pool.map(of_rank, range(size)))
+    for fitted in together:
+        assert fitted.filled == alone.filled
+        for name in ("climate", "offset", "slope", "rho"):
+            np.testing.assert_array_equal(getattr(fitted, name), getattr(alone, name))

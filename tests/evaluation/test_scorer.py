@@ -59,8 +59,8 @@ class Elsewhere:
 
 def fitted() -> baselines.Baselines:
     training = range(FIRST - 24 * 40, FIRST + 24 * 4)
-    stream = lambda: ((hour, truth_at(hour)) for hour in training)  # noqa: E731
-    return baselines.fit(stream, MASK.numpy(), LEADS, {1, 2})
+    stream = lambda wanted: ((hour, truth_at(hour)) for hour in training)  # noqa: E731
+    return baselines.fit(stream, MASK.numpy(), 2, LEADS, {1, 2})
 
 
 def batches() -> Iterator[tuple[Batch, torch.Tensor]]:
