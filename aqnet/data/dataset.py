@@ -171,6 +171,12 @@ class ForecastDataset(Dataset[Batch]):
             )
         return other
 
+    def wind(self, time: int) -> NDArray[np.float32] | None:
+        """Eastward and northward wind [2, H, W] in m/s of one hour, None where there is none."""
+        names = self.index.stores[0].names
+        values = self._source.read(time) if {"u", "v"} <= set(names) else None
+        return None if values is None else values[[names.index("u"), names.index("v")]]
+
     def observed(self, time: int) -> NDArray[np.float32]:
         """Physical targets [T, H, W] of one hour, NaN where missing."""
         values = self._source.read(time)

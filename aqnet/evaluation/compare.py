@@ -10,12 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aqnet.errors import AqnetError
-from aqnet.evaluation import daily, metrics
+from aqnet.evaluation import daily, metrics, table
 from aqnet.evaluation.daily import Daily
 
 Values = NDArray[np.float64]
 
 LEVEL = 0.05  # of significance
+
+
+def run(first: Path, second: Path, output: Path) -> None:
+    """Compare two scored runs in `output`/compare.csv and on the terminal."""
+    rows = compare(first, second)
+    output.mkdir(parents=True, exist_ok=True)
+    table.write_csv(output / "compare.csv", rows)
+    print(f"A: {first}\nB: {second}\n{text(rows)}\nwritten: {output / 'compare.csv'}", flush=True)
 
 
 def compare(first: Path, second: Path) -> list[dict[str, Any]]:

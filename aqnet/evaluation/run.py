@@ -71,7 +71,7 @@ class Scorer:
         """
         self.config, self.baselines = config, baselines
         self.observed, self.others = observed, tuple(others)
-        self.cells = grid.mask.numpy()
+        self.grid, self.cells = grid, grid.mask.numpy()
         self.regions = ("all", *regions)
         area = _area(grid)[self.cells]
         self.area = np.stack([area, *(area * mask[self.cells] for mask in regions.values())])

@@ -136,6 +136,20 @@ class StationScores:
                 total[0, subset] += sums.sum(0)
 
 
+def read_if(
+    path: str | None, config: Config, grid: Grid, times: NDArray[np.int64]
+) -> Observations | None:
+    """`read`, if there is a file, for the target times of some input times; says what it found."""
+    if path is None:
+        return None
+    wanted = np.unique(times[:, None] + np.array(config.data.lead_times))
+    found = read(path, config, grid, wanted)
+    print(f"{path}: {len(found.names)} stations in the domain", flush=True)
+    for reason, number in found.left_out.items():
+        print(f"{path}: {number} lines left out: {reason}", flush=True)
+    return found
+
+
 def _lines(path: str) -> Iterator[tuple[int, dict[str, str]]]:
     """Line numbers and the columns of each line below the header."""
     try:

@@ -86,6 +86,7 @@ def test_forecast_from_a_source_file_is_that_from_the_stores(
     began = time.monotonic()
     local, source = "2016-01-01T07:00+08:00", ("--source", str(tmp_path / "latest.nc"))
     forecast(trained, tmp_path / "file", local, *source)
+    assert (tmp_path / f"file/forecast_{hour}_pm25.png").stat().st_size > 10_000
     assert time.monotonic() - began < 60
     first, second = (
         xarray.open_zarr(tmp_path / name / f"forecast_{hour}.zarr") for name in ("stores", "file")
@@ -110,7 +111,8 @@ def test_what_a_source_file_lacks_is_named(trained: Path, tiny: dict[str, Any], 
 
 
 def test_own_forecasts_given_as_a_file_score_as_themselves(trained: Path, tmp_path: Path):
-    options = ["--checkpoint", str(trained), "--max-samples", "9", "--save-forecasts"]
+    options = ["--checkpoint", str(trained), "--no-pictures", "--max-samples", "9"]
+    options.append("--save-forecasts")
     first, second = tmp_path / "whole", tmp_path / "second"
     for name, number in (("whole", "9"), ("part", "4")):
         run("evaluate.py", *options, number, "--output", str(tmp_path / name))
