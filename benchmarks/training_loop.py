@@ -211,13 +211,13 @@ def stall(depth: int, saves: int) -> dict[str, float]:
         begin = time.perf_counter()
         checkpoints.reserve(*tensors)
         figures["reserve_s"] = time.perf_counter() - begin
-        plain = work_for(0.5)
-        stalls, during, foreground = [], [], []
+        stalls, plain, during, foreground = [], [], [], []
         for number in range(saves):
+            plain.append(work_for(1.0))
             begin = time.perf_counter()
             checkpoints.save(*tensors, {"global_step": number}, None)
             stalls.append(time.perf_counter() - begin)
-            during.append(work_for(0.5))
+            during.append(work_for(1.0))
             checkpoints.wait()
             begin = time.perf_counter()
             write(Path(name) / "foreground", *tensors, {"global_step": number})
@@ -229,7 +229,7 @@ def stall(depth: int, saves: int) -> dict[str, float]:
             "write_s": statistics.median(foreground),
             "first_stall_s": stalls[0],
             "stall_s": statistics.median(stalls[1:]),
-            "slower_during_write": plain / statistics.median(during) - 1,
+            "slower_during_write": statistics.median(plain) / statistics.median(during) - 1,
         }
         figures["stall"] = figures["stall_s"] / figures["write_s"]
         figures["first_stall"] = figures["first_stall_s"] / figures["write_s"]
