@@ -60,6 +60,7 @@ class Run:
         loader: whole micro-batches of this rank from the sampler's position on.
         empty: a batch without a valid cell.
         examples: what maps are drawn of at validations, on rank 0; drawn_at: the last step of it.
+        clock: when time was last added to `progress.seconds`.
         after_each_step: the profiler's, if any.
     """
 
@@ -79,6 +80,7 @@ class Run:
     grid: Grid
     examples: Examples | None = None
     drawn_at: int = 0
+    clock: float = 0.0
     after_each_step: Callable[[], None] = lambda: None
 
 
@@ -133,6 +135,7 @@ def fit(run: Run) -> str:
     warm_up(run.trainee, run.empty)
     run.checkpoints.reserve(*_tensors(run))
     run.trainee.stopwatch.shares()  # the start is no part of the steps
+    run.clock = time.monotonic()
     stopped = _after_step(run, saved=True) if progress.global_step else False
     while not stopped and not is_finished(run.config, progress):
         stopped = _epoch(run)
@@ -146,11 +149,8 @@ def _epoch(run: Run) -> bool:
     progress, sampler = run.progress, run.sampler
     sampler.set_position(progress.epoch, progress.items_consumed)
     batches = iter(run.loader)
-    clock = time.monotonic()
     for items, micro_steps in sampler.optimizer_steps():
-        now = time.monotonic()
-        asked = _step(run, batches, items, micro_steps, now - clock)
-        clock = now
+        asked = _step(run, batches, items, micro_steps)
         progress.items_consumed += items
         if progress.items_consumed == sampler.num_items:
             progress.epoch, progress.items_consumed = progress.epoch + 1, 0
@@ -164,13 +164,15 @@ def _epoch(run: Run) -> bool:
     return False
 
 
-def _step(run: Run, batches: Iterator[Batch], items: int, micro_steps: int, elapsed: float) -> bool:
+def _step(run: Run, batches: Iterator[Batch], items: int, micro_steps: int) -> bool:
     """One optimizer step and what it tells; returns whether any rank was asked to stop."""
     config, progress = run.config, run.progress
     distributed.at_step(progress.global_step)
     rate = set_learning_rate(run.trainee.optimizer, progress.global_step, config.train)
+    now = time.monotonic()
     # every rank must count the same time, or they would not stop together: rank 0's counts
-    spent = elapsed if distributed.is_main() else 0.0
+    spent = now - run.clock if distributed.is_main() else 0.0
+    run.clock = now
     flags = [float(run.directory.stop_requested()), spent]
     result = optimizer_step(run.trainee, batches, micro_steps, progress.global_step, flags)
     progress.global_step += 1
