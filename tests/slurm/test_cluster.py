@@ -61,7 +61,7 @@ def train(cluster: Cluster, run_dir: Path, *arguments: str, options: tuple[str, 
 def evaluate_after(cluster: Cluster, job: str, run_dir: Path) -> str:
     """Submit slurm/evaluate.sbatch for when `job` has succeeded."""
     dependent = ("--nodes=1", "--time=30", f"--dependency=afterok:{job}", "slurm/evaluate.sbatch")
-    return cluster.submit(*dependent, RUN_DIR=str(run_dir))
+    return cluster.submit(*dependent, "--max-samples", "20", RUN_DIR=str(run_dir))
 
 
 def is_state(*states: str):
