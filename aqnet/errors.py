@@ -7,12 +7,6 @@ from collections.abc import Callable
 class AqnetError(Exception):
     """A mistake in the input. `run` prints it as one line; the exit status is 2."""
 
-    def __init__(self, message: str) -> None:
-        if message.startswith("Caught ") and "\nOriginal Traceback" in message:
-            # from a worker of torch's DataLoader, with its traceback; the message is the last line
-            message = message.strip().splitlines()[-1].partition(": ")[2]
-        super().__init__(message)
-
 
 def run(main: Callable[[], int | None]) -> None:
     """Call a command's `main` and exit with its status, or 2 and one line after an `AqnetError`."""
