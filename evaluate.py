@@ -44,6 +44,14 @@ def main() -> int:
     return 0
 
 
+def counted(text: str) -> int:
+    """A number of things, at least 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return number
+
+
 def command_line() -> argparse.ArgumentParser:
     """The options of this script."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -51,7 +59,9 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--config", help="instead of the checkpoint's own")
     parser.add_argument("--split", default="test", choices=("train", "validation", "test"))
     parser.add_argument("--output", required=True, help="folder for metrics.json and metrics.csv")
-    parser.add_argument("--max-samples", type=int, help="draw so many input times, once for all")
+    parser.add_argument(
+        "--max-samples", type=counted, help="draw so many input times, once for all"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of that draw")
     parser.add_argument("--forecast", metavar="TIME", help="only forecast from this time, UTC")
     parser.add_argument(
@@ -77,10 +87,10 @@ def command_line() -> argparse.ArgumentParser:
     )
     parser.add_argument("--regions", help=".npz of named masks, bool [H, W], scored besides all")
     parser.add_argument("--no-pictures", action="store_true", help="tables alone, which is quicker")
-    parser.add_argument("--micro-batch", type=int, default=8, help="input times per forward")
+    parser.add_argument("--micro-batch", type=counted, default=8, help="input times per forward")
     parser.add_argument(
         "--save-forecasts",
-        type=int,
+        type=counted,
         default=16,
         metavar="N",
         help="keep the forecasts of the first N times in OUTPUT/forecasts.zarr",
@@ -95,17 +105,23 @@ def command_line() -> argparse.ArgumentParser:
 def evaluate(options: argparse.Namespace, device: torch.device) -> None:
     """Score the checkpoint on a split, or make one forecast, and write the results; all ranks
     call."""
-    loaded = distributed.on_main(partial(checkpoint_files.read, options.checkpoint))
-    config = trained.config_of(loaded, options.config, options.overrides)
-    statistics = Statistics.from_dict(loaded.state["statistics"])
-    dataset = ForecastDataset(config, options.split, statistics)
-    trained.check_grid(loaded, dataset.grid, config.data.stores)
-    model = ClimaX(config, dataset.grid, statistics)
-    forecast = trained.forecaster(model, loaded, config, device)
+    loaded, statistics, dataset = distributed.on_main(partial(opened, options))
+    model = ClimaX(dataset.config, dataset.grid, statistics)
+    forecast = trained.forecaster(model, loaded, dataset.config, device)
     if options.forecast is None:
         score(options, loaded, dataset, statistics, forecast)
     elif distributed.is_main():
         forecast_once(options, dataset, statistics, forecast)
+
+
+def opened(options: argparse.Namespace) -> tuple[Loaded, Statistics, ForecastDataset]:
+    """The checkpoint, its statistics, and the data that suit it."""
+    loaded = checkpoint_files.read(options.checkpoint)
+    config = trained.config_of(loaded, options.config, options.overrides)
+    statistics = Statistics.from_dict(loaded.state["statistics"])
+    dataset = ForecastDataset(config, options.split, statistics)
+    trained.check_grid(loaded, dataset.grid, config.data.stores)
+    return loaded, statistics, dataset
 
 
 def forecast_once(
@@ -194,8 +210,11 @@ def elsewhere(option: str, dataset: ForecastDataset) -> forecasts.Elsewhere:
     config, grid = dataset.config, dataset.grid
     files = distributed.on_main(partial(forecast_files.ForecastFiles, path, config))
     found = files.count(dataset.times, config.data.lead_times)
-    say(f"{name}: {', '.join(files.names)} of {found} in {path}")
-    return forecasts.Elsewhere(name, files.read, (files.lat, files.lon), config, grid)
+    other = forecasts.Elsewhere(name, files.read, (files.lat, files.lon), config, grid)
+    if other.coverage == 0.0:
+        raise AqnetError(f"{path}: its grid covers no cell of the domain")
+    say(f"{name}: {', '.join(files.names)} of {found}, {other.coverage:.0%} of the cells")
+    return other
 
 
 def say(line: str) -> None:

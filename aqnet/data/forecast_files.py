@@ -60,7 +60,11 @@ class ForecastFiles:
                 ):
                     raise AqnetError(f"{file_path}: another grid than {files[0]}")
                 hours = np.atleast_1d(file.times(self._start))
-                self._places |= {int(h): (file_path, row) for row, h in enumerate(hours)}
+                for row, hour in enumerate(hours.tolist()):
+                    if hour in self._places:
+                        twice = f"{np.datetime64(hour, 'h')} is in {self._places[hour][0]} as well"
+                        raise AqnetError(f"{file_path}: {twice}; give each time once")
+                    self._places[hour] = file_path, row
         self.times = np.array(sorted(self._places))
 
     def count(self, times: NDArray[np.int64], lead_times: Sequence[int]) -> str:

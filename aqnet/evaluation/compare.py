@@ -116,7 +116,8 @@ def text(rows: list[dict[str, Any]]) -> str:
         line += f"{row['rmse_a']:11.3f}{row['rmse_b']:11.3f}  {row['mse_difference']:.4g}"
         if row["p_value"] is not None and row["mse_difference_low"] is not None:
             line += f" ({row['mse_difference_low']:.4g} to {row['mse_difference_high']:.4g})"
-            line += f", p = {row['p_value']:.3f}"
+            p_value = row["p_value"]
+            line += f", p = {p_value:.3f}" if p_value >= 0.001 else ", p < 0.001"
         lines.append(line + (f"  {row['better']} is better" if row["better"] else ""))
     better = [sum(row["better"] == name for row in whole) for name in "AB"]
     lines.append(

@@ -95,6 +95,7 @@ class Elsewhere:
 
     Attributes:
         name: as in the rows of metrics.csv.
+        coverage: share of the domain's cells that lie on its grid.
     """
 
     def __init__(
@@ -110,6 +111,7 @@ class Elsewhere:
         self.name, self._read, self._lead_times = name, read, config.data.lead_times
         points = (part[ours.mask].numpy() for part in (ours.lat, ours.lon))
         self._regrid = bilinear(*grid, *points)
+        self.coverage = float(self._regrid.inside.mean())
 
     def forecast(self, time: int) -> NDArray[np.float64]:
         """Physical values [K, T, N] from an input time, NaN where there is none."""

@@ -102,6 +102,14 @@ def test_what_cannot_be_scored_is_refused(
         ForecastFiles(path, config(tmp_path))
 
 
+def test_a_time_in_two_files_is_refused(tmp_path: Path):
+    dims = {"time": np.array([float(START)]), "latitude": LAT, "longitude": LON}
+    for name in "ab":
+        write(tmp_path / f"{name}.nc", dims, {"pm2p5": np.ones((1, 3, 2))})
+    with pytest.raises(AqnetError, match=r"b\.nc: 2016-01-03T00 is in .*a\.nc"):
+        ForecastFiles(str(tmp_path / "*.nc"), config(tmp_path))
+
+
 def test_other_times_and_other_units_of_time_are_named(tmp_path: Path):
     dims = {"time": np.array([0.0, 1.0]), "latitude": LAT, "longitude": LON}
     fields = {"pm2p5": np.ones((2, 3, 2))}

@@ -68,3 +68,18 @@ def test_an_older_store_is_replaced_only_by_a_whole_one(tmp_path: Path):
         assert path.exists() == (times is not TIMES)
         forecasts.commit(path)
     assert xarray.open_zarr(path).sizes["time"] == 1
+
+
+def test_forecast_made_elsewhere_is_regridded_and_knows_what_it_covers():
+    lat, lon = np.meshgrid([20.0, 45.0], [99.0, 101.5], indexing="ij")
+
+    def read(time: int, leads: tuple[int, ...]) -> np.ndarray:
+        return np.broadcast_to(lat + lon, (len(leads), 2, 2, 2)) + time
+
+    other = forecasts.Elsewhere("cams", read, (lat, lon), CONFIG, GRID)
+    inside = (GRID.lat <= 45 + 12.5) & (GRID.lon <= 101.5 + 1.25)  # half a cell beyond counts
+    assert other.coverage == pytest.approx(inside[MASK].double().mean().item())
+    found = other.forecast(1000)
+    expected = np.minimum(GRID.lat.numpy(), 45) + np.minimum(GRID.lon.numpy(), 101.5) + 1000
+    expected = np.where(inside, expected, np.nan)[MASK]
+    np.testing.assert_allclose(found, np.broadcast_to(expected, (2, 2, len(expected))))

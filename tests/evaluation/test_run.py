@@ -118,7 +118,7 @@ def test_own_forecasts_given_as_a_file_score_as_themselves(trained: Path, tmp_pa
         run("evaluate.py", *options, number, "--output", str(tmp_path / name))
     files = [f"{name}={tmp_path / name / 'forecasts.zarr'}" for name in ("whole", "part")]
     given = [part for file in files for part in ("--forecast-file", file)]
-    run("evaluate.py", *options, "0", "--output", str(second), *given)
+    run("evaluate.py", *options, "1", "--output", str(second), *given)
     before, after = (rows_of(path) for path in (first, second))
     assert [row for row in after if is_own(row)] == before
     ours = [row for row in before if row["forecast"] == "aqnet"]
