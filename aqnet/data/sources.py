@@ -6,6 +6,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import itertools
+import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -247,7 +248,7 @@ class SourceView:
             inside = sorted(path.rglob("*")) if path.is_dir() else [path]
             for file in inside:
                 found = file.stat()
-                if not file.is_dir():
+                if not stat.S_ISDIR(found.st_mode):
                     name = str(file.relative_to(path.parent))
                     digest.update(f"{name} {found.st_size} {found.st_mtime_ns}\n".encode())
         files = [paths[0].name, paths[-1].name, len(paths)] if paths else []
