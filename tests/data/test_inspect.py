@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import zarr
 
 from aqnet.data import inspect, store_writer
@@ -206,3 +207,20 @@ def test_mean_maps_hold_the_means_over_time(tmp_path: Path):
             expected[y, x] = cell[np.isfinite(cell)].mean()
     np.testing.assert_allclose(found.variables["pm25"].mean_map(), expected, rtol=1e-6)
     assert zarr.open_group(found.path, mode="r")["pm25"].chunks == (24, 3, 4)
+
+
+def test_an_empty_domain_and_an_empty_hour_of_a_training_store_are_problems(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    times = list(range(worlds.FIRST, worlds.FIRST + 30))
+    nowhere = worlds.grid(mask=torch.zeros(3, 4, dtype=torch.bool))
+    worlds.write(tmp_path / "a", 2015, times, grid=nowhere)
+    assert problems(tmp_path / "a/2015.zarr") == "no valid cell: every field is missing everywhere"
+    value = worlds.value
+    monkeypatch.setattr(
+        worlds, "value", lambda time: value(time) * (np.nan if time == times[7] else 1)
+    )
+    worlds.write(tmp_path / "b", 2015, times)
+    assert problems(tmp_path / "b/2015.zarr") == (
+        "hours in which every field is missing everywhere: 1 (2015-12-29 07:00)"
+    )
