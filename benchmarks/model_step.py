@@ -25,6 +25,7 @@ from aqnet.model.positions import patches_of
 from aqnet.model.wind_scan import WindScan
 from benchmarks import model_parts as parts
 from benchmarks.model_parts import Part
+from benchmarks.model_tables import short, tables
 
 ORIGINAL, NATIVE = (128, 256), (340, 432)
 DOMAIN = {"tokens": "domain"}
@@ -43,16 +44,15 @@ def sections(quick: bool) -> dict[str, dict[str, Part]]:
     for grid in ((32, 64),) if quick else ((32, 64), (64, 128)):
         length = grid[0] * grid[1] // 4
         variants = {
-            "all tokens, no terrain": FLAT,
             "all tokens, global": {},
-            "domain tokens, global": DOMAIN,
             "domain tokens, windows": DOMAIN | window(length // 8),
         }
+        if not quick:
+            variants |= {"all tokens, no terrain": FLAT, "domain tokens, global": DOMAIN}
         for name, model in variants.items():
             for what in ("plain", "aqnet"):
-                runs = 5 if grid == (32, 64) else 3
                 row = f"{grid[0]}x{grid[1]}, {name}, {what}"
-                whole[row] = Part(what, "whole", grid, model, runs=runs)
+                whole[row] = Part(what, "whole", grid, model, runs=2 if quick else 3)
     if quick:
         blocks = {
             f"64x128, {piece}, {what}": Part(what, piece, (64, 128))
@@ -200,7 +200,7 @@ class Unmoved(nn.Module):
         return x
 
 
-# --- one process after another, and the tables --------------------------------------------------
+# --- one process after another ------------------------------------------------------------------
 
 
 def main() -> None:
@@ -270,83 +270,6 @@ def available() -> float:
     """GiB of memory that a new process can have (Linux)."""
     lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     return int(lines["MemAvailable"].split()[0]) * 1024 / GIB
-
-
-def short(row: dict[str, float]) -> str:
-    if not row:
-        return "not run"
-    return f"{row['seconds']:.2f} s, {row['peak_gib']:.2f} GiB"
-
-
-def tables(figures: dict[str, Any]) -> str:
-    """Markdown."""
-    lines = []
-    for section in ("whole", "parts", "step", "native"):
-        if section in figures:
-            lines += section_table(section, figures[section], figures.get("agreement", {}))
-    if "parts" in figures and "step" in figures:
-        lines += comparison(figures["parts"], figures["step"])
-    for name, row in figures.items():
-        if name.startswith("scan ") and row:
-            lines.append(
-                f"{name}: tensors built in {row['build']:.2f} s, "
-                f"one sample {1000 * row['sample']:.1f} ms"
-            )
-    return "\n".join(lines)
-
-
-def section_table(
-    section: str, rows: dict[str, dict[str, float]], agree: dict[str, dict[str, float]]
-) -> list[str]:
-    lines = [
-        f"| {section} | forward s | backward s | both s | CPU s | peak GiB | of it for the step "
-        "| TFLOP | of matrix rate | us per token | times plain | forecast, gradients |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for name, row in rows.items():
-        if not row:
-            lines.append(f"| {name} | not run | | | | | | | | | | |")
-            continue
-        share = row["flops"] / row["seconds"] / row["matrix_rate"]
-        plain = rows.get(name.removesuffix(", aqnet") + ", plain")
-        ratio = f"{row['cpu_seconds'] / plain['cpu_seconds']:.2f}" if plain else ""
-        near = agree.get(name)
-        both = f"{near['forecast']:.0e}, {near['gradient']:.0e}" if near else ""
-        lines.append(
-            f"| {name} | {row['forward']:.2f} | {row['backward']:.2f} | {row['seconds']:.2f} "
-            f"| {row['cpu_seconds']:.2f} | {row['peak_gib']:.2f} | {row['step_gib']:.2f} "
-            f"| {row['flops'] / 1e12:.2f} | {share:.0%} "
-            f"| {1e6 * row['seconds'] / row['tokens']:.0f} | {ratio} | {both} |"
-        )
-    if section == "native":
-        gib = 8 * (NATIVE[0] * NATIVE[1] // 4) ** 2 * 4 / 1e9
-        lines.append(
-            f"| plain, terrain block | not run: {gib:.0f} GB a tensor | | | | | | | | | | |"
-        )
-    return [*lines, ""]
-
-
-def comparison(pieces: dict[str, Any], step: dict[str, Any]) -> list[str]:
-    """The step of the original configuration against the plain sum of parts."""
-    needed = [pieces.get(f"{piece}, plain") for piece in ("embedding", "terrain block", "block")]
-    if not all(needed):
-        return ["plain, sum of parts: not run", ""]
-    lines = []
-    for kind, unit in (("seconds", "s"), ("cpu_seconds", "CPU s")):
-        embedding, terrain, block = (row[kind] for row in needed if row)
-        total = embedding + terrain + 5 * block
-        lines += [
-            f"plain, all tokens, sum of parts (head left out): {total:.1f} {unit} = "
-            f"{embedding:.1f} embedding + {terrain:.1f} terrain block + 5 x {block:.1f} block",
-            "",
-            *(
-                f"- {name}: {row[kind]:.1f} {unit}, {total / row[kind]:.1f} times faster"
-                for name, row in step.items()
-                if row
-            ),
-            "",
-        ]
-    return lines
 
 
 if __name__ == "__main__":
