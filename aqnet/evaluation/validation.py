@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from aqnet import distributed
 from aqnet.batch import Batch, Statistics
 from aqnet.config import Config
+from aqnet.errors import AqnetError
 
 BATCHES_BETWEEN_LOOKS = 8  # at a request to stop
 
@@ -34,7 +35,10 @@ def validate(
     Returns:
         `validation/loss`, `validation/rmse/NAME/LEADh` in the target's unit and
         `validation/skill_persistence/NAME/LEADh` (over the pairs that persistence can forecast;
-        targets that are no input have none), equal on all ranks; None where stopped.
+        targets that are no input have none), equal on all ranks, without those of no pair; None
+        where stopped.
+    Raises:
+        AqnetError: no target of the split has a value.
     """
     shape = tuple(weights.shape)
     totals = torch.zeros(5, *shape, dtype=torch.float64)
@@ -79,13 +83,16 @@ def _scalars(
     totals: Tensor, weights: Tensor, statistics: Statistics, config: Config, columns: list[int]
 ) -> dict[str, float]:
     errors, cells, squares, ours, theirs = totals
+    if cells.sum() == 0:
+        raise AqnetError("data.split.validation: no target has a value; choose other periods")
     scalars = {"validation/loss": float((errors * weights).sum() / cells.sum())}
     _, std = statistics.of(config.data.targets)
     rmse, skill = (squares / cells).sqrt() * std, 1.0 - ours / theirs
     for row, lead in enumerate(config.data.lead_times):
         for column, name in enumerate(config.data.targets):
-            scalars[f"validation/rmse/{name}/{lead}h"] = float(rmse[row, column])
-            if column in columns:
+            if cells[row, column] > 0:
+                scalars[f"validation/rmse/{name}/{lead}h"] = float(rmse[row, column])
+            if column in columns and theirs[row, column] > 0:
                 key = f"validation/skill_persistence/{name}/{lead}h"
                 scalars[key] = float(skill[row, column])
     return scalars
