@@ -211,12 +211,13 @@ def stall(depth: int, saves: int) -> dict[str, float]:
         begin = time.perf_counter()
         checkpoints.reserve(*tensors)
         figures["reserve_s"] = time.perf_counter() - begin
-        stalls, plain, during, foreground = [], [], [], []
+        stalls, cpu, plain, during, foreground = [], [], [], [], []
         for number in range(saves):
             plain.append(work_for(1.0))
-            begin = time.perf_counter()
+            begin, busy = time.perf_counter(), time.thread_time()
             checkpoints.save(*tensors, {"global_step": number}, None)
             stalls.append(time.perf_counter() - begin)
+            cpu.append(time.thread_time() - busy)
             during.append(work_for(1.0))
             checkpoints.wait()
             begin = time.perf_counter()
@@ -229,6 +230,7 @@ def stall(depth: int, saves: int) -> dict[str, float]:
             "write_s": statistics.median(foreground),
             "first_stall_s": stalls[0],
             "stall_s": statistics.median(stalls[1:]),
+            "stall_cpu_s": statistics.median(cpu[1:]),
             "slower_during_write": statistics.median(plain) / statistics.median(during) - 1,
         }
         figures["stall"] = figures["stall_s"] / figures["write_s"]
@@ -278,7 +280,8 @@ def main() -> None:
         f"demo model: {speed['one_items_s']:.1f} items/s with 1 process, "
         f"{speed['two_items_s']:.1f} with 2: {speed['efficiency']:.0%} of twice as many\n"
         f"checkpoint of {saved['parameters'] / 1e6:.0f} M parameters, {saved['megabytes']:.0f} MB: "
-        f"stall {saved['stall_s']:.3f} s (the first {saved['first_stall_s']:.3f} s) of "
+        f"stall {saved['stall_s']:.3f} s (the first {saved['first_stall_s']:.3f} s; processor time "
+        f"{saved['stall_cpu_s']:.3f} s) of "
         f"{saved['write_s']:.2f} s in the foreground: {saved['stall']:.1%} "
         f"(the first {saved['first_stall']:.1%}); other work during the write took "
         f"{saved['slower_during_write']:+.0%} time; memory was claimed in "
