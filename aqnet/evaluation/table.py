@@ -105,10 +105,20 @@ _SHORT |= {"damped_persistence": "damped", "damped_anomaly": "damp.anom"}
 
 
 def skill_table(table: list[dict[str, Any]]) -> str:
-    """RMSE of every forecast and aqnet's skill against the best simple one, as text."""
+    """RMSE of every forecast and aqnet's skill against the best simple one, as text; once more
+    for each forecast that lacks pairs, over the pairs that it has."""
+    subsets = dict.fromkeys(row["subset"] for row in table if row["region"] == "all")
+    lines = _skill_lines(table, "all")
+    for subset in (name for name in subsets if name.startswith("common_")):
+        other = subset.removeprefix("common_")
+        lines += ["", f"over the pairs alone that {other} has:", *_skill_lines(table, subset)]
+    return "\n".join(lines)
+
+
+def _skill_lines(table: list[dict[str, Any]], subset: str) -> list[str]:
     groups: dict[tuple[str, int], dict[str, dict[str, Any]]] = {}
     for row in table:
-        if row["region"] == "all" and row["subset"] == "all":
+        if row["region"] == "all" and row["subset"] == subset:
             key = row["pollutant"], row["lead_time_hours"]
             groups.setdefault(key, {})[row["forecast"]] = row
     names = list(dict.fromkeys(name for group in groups.values() for name in group))
@@ -126,7 +136,7 @@ def skill_table(table: list[dict[str, Any]]) -> str:
         said = "" if skill is None else f"  {skill:6.3f}  {ours['best_simple']}"
         lines.append(f"{name:8s}{ours['unit']:8s}{lead:4d}h{''.join(errors)}{said}")
     lines.append(f"aqnet is better than the best simple forecast in {beaten} of {len(groups)}")
-    return "\n".join(lines)
+    return lines
 
 
 def _limits(scorer: Scorer | StationScores) -> tuple[Values, Values]:

@@ -166,6 +166,10 @@ def test_forecast_that_lacks_pairs_is_never_beside_scores_of_other_pairs(
     others = [row for row in rows if row["forecast"] != "cams" and row["subset"] != "common_cams"]
     assert others == alone
 
+    text = table.skill_table(rows)
+    assert "over the pairs alone that cams has" in text
+    assert f"{find(common, forecast='cams', region='all')['rmse']:11.2f}" in text
+
     def wanted(hour: int, y: int, x: int) -> bool:
         return (y, x) != (0, 0)
 
