@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -112,13 +113,13 @@ def test_what_a_source_file_lacks_is_named(trained: Path, tiny: dict[str, Any], 
 
 def test_own_forecasts_given_as_a_file_score_as_themselves(trained: Path, tmp_path: Path):
     options = ["--checkpoint", str(trained), "--no-pictures", "--max-samples", "9"]
-    options.append("--save-forecasts")
-    first, second = tmp_path / "whole", tmp_path / "second"
-    for name, number in (("whole", "9"), ("part", "4")):
-        run("evaluate.py", *options, number, "--output", str(tmp_path / name))
-    files = [f"{name}={tmp_path / name / 'forecasts.zarr'}" for name in ("whole", "part")]
-    given = [part for file in files for part in ("--forecast-file", file)]
-    run("evaluate.py", *options, "1", "--output", str(second), *given)
+    first, second = tmp_path / "first", tmp_path / "second"
+    run("evaluate.py", *options, "--output", str(first))
+    whole_file, part_file = first / "forecasts.zarr", tmp_path / "part.nc"
+    saved = xarray.open_zarr(whole_file, decode_timedelta=False)
+    saved.isel(time=slice(4)).to_netcdf(part_file)
+    given = ["--forecast-file", f"whole={whole_file}", "--forecast-file", f"part={part_file}"]
+    run("evaluate.py", *options, "--output", str(second), *given)
     before, after = (rows_of(path) for path in (first, second))
     assert [row for row in after if is_own(row)] == before
     ours = [row for row in before if row["forecast"] == "aqnet"]
@@ -176,9 +177,10 @@ def test_stations_are_scored_and_reported(trained: Path, tiny: dict[str, Any], t
 
 
 def test_two_scored_runs_are_compared(trained: Path, tmp_path: Path):
-    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+    for name, seed in (("a", "1"), ("c", "2")):
         options = ["--checkpoint", str(trained), "--output", str(tmp_path / name), "--no-pictures"]
         run("evaluate.py", *options, "--max-samples", "9", "--seed", seed)
+    shutil.copytree(tmp_path / "a", tmp_path / "b/evaluation")  # as a run directory has it
     pair = ["--compare", str(tmp_path / "a"), str(tmp_path / "b")]
     result = run("evaluate.py", *pair, "--output", str(tmp_path / "ab"))
     assert "A is better in 0, B in 0 of 24" in result.stdout
