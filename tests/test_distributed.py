@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,12 @@ from aqnet.run_directory import RunDirectory
 from tests.conftest import REPOSITORY
 
 
-def enter(rank: int, port: int, timeout: float, work: Callable[..., None], arguments: Any) -> None:
-    """One of two processes, as torchrun would start it."""
+def enter(
+    rank: int, size: int, port: int, timeout: float, work: Callable[..., None], arguments: Any
+) -> None:
+    """One of `size` processes, as torchrun would start it."""
     torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     distributed.start(timeout)
     try:
@@ -39,13 +42,22 @@ def enter(rank: int, port: int, timeout: float, work: Callable[..., None], argum
 multiprocessing.set_forkserver_preload(["torch._dynamo", "tests.test_distributed"])
 
 
-def on_two(
-    work: Callable[..., None], *arguments: Any, timeout: float = 30, method: str = "forkserver"
+def on_ranks(
+    size: int,
+    work: Callable[..., None],
+    *arguments: Any,
+    timeout: float = 30,
+    method: str = "forkserver",
 ) -> None:
+    """`work(*arguments)` in `size` processes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.start_processes(enter, (port, timeout, work, arguments), nprocs=2, start_method=method)
+    given = (size, port, timeout, work, arguments)
+    mp.start_processes(enter, given, nprocs=size, start_method=method)
+
+
+on_two = partial(on_ranks, 2)
 
 
 def exchange() -> None:

@@ -1,31 +1,46 @@
 """One optimizer step: exact for any split into ranks and micro-batches; bad steps are skipped."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from aqnet import distributed
 from aqnet.training.loss import loss_sums, loss_weights
-from tests.conftest import REPOSITORY
+from aqnet.training.step import Trainee, optimizer_step, warm_up
+from aqnet.training.telemetry import Stopwatch
+from tests.test_distributed import on_ranks
 from tests.training.toy import SHAPE, Toy, batch_of, config
 
 
-def step_of(path: Path, processes: int, micro_batch: int, how: str = "whole") -> dict[str, Any]:
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    arguments = ["-m", "tests.training.gradient_worker", str(path), str(micro_batch), how]
-    result = subprocess.run(
-        [sys.executable, *torchrun, *arguments],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+def gradient(path: Path, micro_batch: int, how: str) -> None:
+    """One rank's share of an optimizer step of eight items; rank 0 saves what it changed."""
+    device = torch.device("cpu")
+    torch.manual_seed(3)
+    model = Toy().double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    settings = config(clip_norm=0.01) if how == "clipped" else config()
+    trainee = Trainee(
+        settings, model, distributed.wrap(model), optimizer, device, Stopwatch(device)
     )
-    assert result.returncode == 0, result.stderr
+    warm_up(trainee, batch_of([-1]))
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    size, rank = distributed.world_size(), distributed.rank()
+    steps = -(-8 // (size * micro_batch))
+    firsts = [(step * size + rank) * micro_batch for step in range(steps)]
+    items = [list(range(first, min(first + micro_batch, 8))) or [-1] for first in firsts]
+    batches = [batch_of(part, poison=5 if how == "broken" else None) for part in items]
+    result = optimizer_step(trainee, iter(batches), steps, 0, [1.0, float(rank)])
+    after = dict(model.named_parameters())
+    change = {name: before[name] - after[name].detach() for name in before}
+    if distributed.is_main():
+        torch.save({"change": change, "loss": result.loss, "updated": result.updated}, path)
+    assert result.flags == [size, size * (size - 1) / 2]
+
+
+def step_of(path: Path, processes: int, micro_batch: int, how: str = "whole") -> dict[str, Any]:
+    on_ranks(processes, gradient, path, micro_batch, how, timeout=120)
     found: dict[str, Any] = torch.load(path, weights_only=True)
     return found
 
