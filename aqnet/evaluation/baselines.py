@@ -197,13 +197,10 @@ def _regressions(
 ) -> tuple[Values, Values, Values]:
     """Offset, slope and rho, each of shape [K, T]."""
     by_month = np.zeros((12, 7, len(lead_times), climate.shape[2]))
-    recent: dict[int, tuple[Values, Values, Values]] = {}
+    recent: dict[int, _Hour] = {}
     for hour, values in hours:
-        cells = values.astype(np.float64)
-        present = np.isfinite(cells)
-        anomaly = np.where(present, cells - climate[month_of(hour), hour % 24], 0.0)
-        now = np.where(present, cells, 0.0), present.astype(np.float64), anomaly
         month = month_of(hour)
+        now = _Hour(values, climate[month, hour % 24])
         for row, lead in enumerate(lead_times):
             before = recent.get(hour - lead)
             if before is not None and month in own:
@@ -221,13 +218,35 @@ def _regressions(
     return offset, slope, rho
 
 
-def _products(before: tuple[Values, ...], now: tuple[Values, ...]) -> Values:
+class _Hour:
+    """One hour's values, where they are, and their anomalies [T, N], 0 where missing."""
+
+    def __init__(self, values: Fields, usual: Fields) -> None:
+        cells = values.astype(np.float64)
+        here = np.isfinite(cells)
+        self.complete = bool(here.all())
+        self.here = here.astype(np.float64)
+        self.known = np.where(here, cells, 0.0)
+        self.anomaly = np.where(here, cells - usual, 0.0)
+        self.sums = (
+            self.known.sum(1),
+            _dot(self.known, self.known),
+            _dot(self.anomaly, self.anomaly),
+        )
+
+
+def _products(before: _Hour, now: _Hour) -> Values:
     """n, x, y, xx, xy and, of anomalies, aa, ab: sums over the cells present twice, [7, T]."""
-    (x, here, a), (y, there, b) = before, now
-
-    def over_cells(first: Values, second: Values) -> Values:
-        total: Values = np.einsum("tn,tn->t", first, second)
-        return total
-
+    x, y, a, b = before.known, now.known, before.anomaly, now.anomaly
+    if before.complete and now.complete:  # most hours; the sums of each are known already
+        n = np.full(len(x), float(x.shape[1]))
+        xx, aa = before.sums[1:]
+        return np.stack([n, before.sums[0], now.sums[0], xx, _dot(x, y), aa, _dot(a, b)])
+    here, there = before.here, now.here
     pairs = ((here, there), (x, there), (y, here), (x * x, there), (x, y), (a * a, there), (a, b))
-    return np.stack([over_cells(first, second) for first, second in pairs])
+    return np.stack([_dot(first, second) for first, second in pairs])
+
+
+def _dot(first: Values, second: Values) -> Values:
+    total: Values = np.einsum("tn,tn->t", first, second)
+    return total
