@@ -53,14 +53,15 @@ on_all_nodes() {
     --rdzv_conf=read_timeout=600 "$@"
 }
 
-# The end of the longest log, rank 0's (mostly the first node's), for those who look into the job's own
-# output first.
+# For those who look into the job's own output first: errors that any process said, and the end of the
+# longest log (rank 0's, mostly the first node's) without torchrun's own traceback.
 show_end_of_log() {
-  local log
-  log=$(find "$1" -name "$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}-node*.log" -printf '%s %p\n' |
-    sort -rn | head -n 1 | cut -d ' ' -f 2-)
+  local logs=$1 attempt=$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0} log
+  log=$(find "$logs" -name "$attempt-node*.log" -printf '%s %p\n' | sort -rn | head -n 1 |
+    cut -d ' ' -f 2-)
   if [ -n "$log" ]; then
     echo "--- the end of $log:"
-    tail -n 20 "$log"
+    sed '/torch\/distributed\/elastic\/multiprocessing\/api.py/,$d' "$log" | tail -n 20
+    find "$logs" -name "$attempt-node*.log" -exec grep -h '^error: ' {} + | sort -u | head -n 5 || true
   fi
 }

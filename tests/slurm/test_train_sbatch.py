@@ -11,13 +11,20 @@ import pytest
 from tests.conftest import REPOSITORY
 
 # each stand-in notes how it was called; srun "trains": until asked to stop, or as SCENE says
-SRUN = """#!/usr/bin/env bash
+SRUN = r"""#!/usr/bin/env bash
 echo "srun $*" >>"$CALLS"
 env | grep -E "^(NCCL|FI|TORCH|SRUN)_" >>"$CALLS"
-[ "$SCENE" != fails ] || exit 3
+if [ "$SCENE" = fails ]; then
+  printf 'step 1\nstep 2\n' >"$RUN_DIR/logs/17-0-node0-a.log"
+  printf 'error: why\nE1 torch/distributed/elastic/multiprocessing/api.py:1] failed\nTraceback\n' |
+    tee "$RUN_DIR/logs/17-0-node1-b.log" >>"$RUN_DIR/logs/17-0-node0-a.log"
+  exit 3
+fi
 mkdir -p "$RUN_DIR/checkpoints"
 case $SCENE in
-  finishes) echo finished >"$RUN_DIR/status"; exit 0 ;;
+  finishes)
+    [ ! -d "$RUN_DIR/evaluation/logs" ] || echo scores >"$RUN_DIR/evaluation/logs/17-0-node0-a.log"
+    echo finished >"$RUN_DIR/status"; exit 0 ;;
   cancelled) echo interrupted >"$RUN_DIR/status"; exit 0 ;;
 esac
 until [ -e "$RUN_DIR/stop_requested" ]; do sleep 0.05; done
@@ -111,3 +118,16 @@ def test_lumi_starts_the_container_on_each_node_with_what_its_libraries_read(tmp
     expected |= {"TORCH_NCCL_DUMP_ON_TIMEOUT=1", "SRUN_CPUS_PER_TASK=56"}
     assert expected <= set(lines)
     assert not [line for line in lines if line.startswith(("NCCL_IB", "NCCL_NET_GDR"))]
+
+
+def test_failed_job_says_why_in_its_own_output(tmp_path: Path):
+    _, output, _ = batch(tmp_path, "fails")
+    end = output[output.index("--- the end of") :].splitlines()
+    assert end[1:4] == ["step 1", "step 2", "error: why"]
+    assert end[-1] == "error: why"
+    assert "Traceback" not in output
+
+
+def test_evaluation_that_succeeds_shows_its_scores(tmp_path: Path):
+    status, output, _ = batch(tmp_path, "finishes", script="evaluate.sbatch")
+    assert (status, output.splitlines()[-1]) == (0, "scores")
