@@ -55,7 +55,6 @@ def regridded(
         place += np.rint(x[inside]).astype(np.int64)
         cell = np.rint(rows).astype(np.int64) * lat.shape[1] + np.rint(columns).astype(np.int64)
         source = cell[inside]
-        source = cell[inside]
         area, value = areas[source], flat[source].astype(np.float64)
         present = np.isfinite(value)
         share = 1.0 / (down * across) if counts else area

@@ -3,7 +3,9 @@ applied."""
 
 from __future__ import annotations
 
+import base64
 import re
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +27,7 @@ _UNITS = re.compile(
 # the Copernicus data stores write valid_time since 2024
 TIME_NAMES = ("time", "valid_time")
 # what damaged files make the libraries raise
-_DAMAGE = (OSError, RuntimeError, ValueError, KeyError, TypeError)
+_DAMAGE = (OSError, RuntimeError, ValueError, KeyError, TypeError, struct.error)
 
 
 Floats = NDArray[np.float32] | NDArray[np.float64]
@@ -159,15 +161,13 @@ class ZarrStore:
         array = self._arrays[name]
         try:
             raw = np.asarray(array[...] if rows is None else array[rows])
+            marks = _missing_marks(array)
         except _DAMAGE as error:
             raise _unreadable(self.path, name, error) from None
         packed = "scale_factor" in array.attrs or "add_offset" in array.attrs
-        fill: Any = array.attrs.get("_FillValue")
-        if fill is None and packed:
-            fill = array.fill_value
         values = _floating(raw.astype(np.float64) if packed else raw)
-        if isinstance(fill, int | float | np.number):  # v3 spells the fill of floats in base64
-            _filled(values, raw == fill)
+        for mark in marks:
+            _filled(values, raw == mark)
         factor: Any = array.attrs.get("scale_factor", 1.0)
         offset: Any = array.attrs.get("add_offset", 0.0)
         return values * float(factor) + float(offset) if packed else values
@@ -194,6 +194,23 @@ class ZarrStore:
         there = np.vectorize(files.__contains__, otypes=[bool])(keys)
         lost = keys[~there & there.any(axis=0)]
         return str(lost[0]) if len(lost) else None
+
+
+def _missing_marks(array: zarr.Array[Any]) -> list[Any]:
+    """The values that stand for missing ones in a Zarr array, as xarray writes them.
+
+    Zarr v2 has them as the array's own fill value, where 0 is Zarr's default and marks nothing;
+    v3 as the attribute `_FillValue`, floats as base64 of their eight bytes.
+    """
+    found: list[Any] = [array.attrs.get("_FillValue"), array.attrs.get("missing_value")]
+    if found[0] is None and array.metadata.zarr_format == 2 and array.fill_value:
+        found[0] = array.fill_value
+    for at, mark in enumerate(found):
+        if isinstance(mark, str) and mark.endswith("="):
+            found[at] = struct.unpack("<d", base64.b64decode(mark))[0]
+        elif isinstance(mark, str):  # "NaN", for one
+            found[at] = float(mark)
+    return [mark for mark in found if mark is not None]
 
 
 def _floating(values: NDArray[Any]) -> Floats:

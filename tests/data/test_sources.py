@@ -142,3 +142,28 @@ def test_real_data_read_in_physical_units(name, count, monkeypatch):
     if "temp" in names:
         assert 270 < np.nanmean(block[:, names.index("temp")]) < 310
         assert 9e4 < np.nanmean(block[:, names.index("psfc")]) < 1.1e5
+
+
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize(
+    "encoding",
+    [
+        {"_FillValue": np.float32(9.96921e36)},
+        {"_FillValue": np.float32(-9999)},
+        {"_FillValue": np.nan},
+        {"_FillValue": None, "missing_value": np.float32(1e20)},
+        {"dtype": "int16", "scale_factor": 0.1, "add_offset": 5.0, "_FillValue": -32767},
+    ],
+)
+def test_fill_values_of_stores_written_by_xarray_are_missing(tmp_path, version, encoding):
+    xarray = pytest.importorskip("xarray")
+    path = tmp_path / "a.zarr"
+    write_zarr(path, hours(2013, 2), fields(2), version)
+    values = np.full((2, 3, 4), 5.0, np.float32)
+    values[:, 1, 2], values[:, 2, 2] = np.nan, 0.0
+    field = xarray.DataArray(values, dims=("time", "lat", "lon"), attrs={"units": "ug m-3"})
+    field.to_dataset(name="so2").to_zarr(
+        path, mode="a", zarr_format=version, encoding={"so2": encoding}, consolidated=False
+    )
+    found = SourceView(Source(str(path))).read(("so2",), slice(0, 2))[:, 0]
+    np.testing.assert_allclose(found, values, atol=1e-6)
