@@ -48,29 +48,36 @@ def is_archive(path: Path) -> bool:
     return path.name.endswith(_ARCHIVES)
 
 
-def expanded(paths: list[Path], kept: Path | None = None) -> list[Path]:
+def expanded(paths: list[Path], kept: Path | None = None, write: bool = True) -> list[Path]:
     """`paths` with each archive replaced by its NetCDF members.
 
     The names inside an archive are found by decompressing it, several at a time (0.9 s for a day).
 
     Args:
         kept: a file that keeps what is found, by the archives' sizes and times of change.
+        write: whether it may be written.
     Raises:
         AqnetError: an archive is damaged, holds no NetCDF file, or see `_check`.
     """
     archives = {_identity(path): path for path in paths if is_archive(path)}
-    known: dict[str, list[str]] = {}
-    if kept is not None and kept.exists():
-        known = json.loads(kept.read_text(encoding="utf-8"))
+    known = {} if kept is None else _kept(kept)
     new = {text: path for text, path in archives.items() if text not in known}
     if new:
         print(f"reading what {len(new)} archives hold", flush=True)
         with ThreadPoolExecutor(8) as pool:  # zlib works beside other threads
             known |= zip(new, pool.map(_members, new.values()), strict=True)
-        if kept is not None:
+        if kept is not None and write:
             _keep(kept, json.dumps(known))
     members = {path: [path / name for name in known[text]] for text, path in archives.items()}
     return [file for path in paths for file in members.get(path, [path])]
+
+
+def _kept(path: Path) -> dict[str, list[str]]:
+    try:
+        found: dict[str, list[str]] = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):  # cut by a power failure: read the archives again
+        return {}
+    return found
 
 
 def _keep(path: Path, text: str) -> None:

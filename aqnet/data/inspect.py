@@ -2,8 +2,9 @@
 
     python -m aqnet.data.inspect PATH [--png FILE_OR_DIR]
 
-PATH is a training store, an AQ_NET2 yearly Zarr store or a NetCDF file (CAQRA, CAMS, CF). Exit
-status: 0 where no problem was found, 1 where some were, 2 where PATH does not exist.
+PATH is a training store, an AQ_NET2 yearly Zarr store or a NetCDF file (CAQRA, CAMS, CF), which may
+be in an archive (ARCHIVE.tar.gz/FILE.nc). Exit status: 0 where no problem was found, 1 where some
+were, 2 where PATH does not exist or is a folder or an archive of such files.
 """
 
 from __future__ import annotations
@@ -35,10 +36,9 @@ def inspect(path: Path) -> Findings:
     """Read everything in `path` once.
 
     Raises:
-        AqnetError: there is no such file or folder.
+        AqnetError: there is no such file or folder, or it only holds some to inspect.
     """
-    if not path.exists():
-        raise AqnetError(f"{path}: no such file or folder")
+    _refuse_collections(path)
     found = Findings(path)
     try:
         if store.is_store(path):
@@ -48,10 +48,28 @@ def inspect(path: Path) -> Findings:
                 _source(found, file)
     except AqnetError as error:
         found.problems.append(str(error))
-    files = [file for file in (path, *path.rglob("*")) if file.is_file()]
+    on_disk = path.parent if caqra.is_archive(path.parent) else path
+    files = [file for file in (on_disk, *on_disk.rglob("*")) if file.is_file()]
     found.facts["size"] = f"{sum(file.stat().st_size for file in files) / 1e6:,.1f} MB"
     found.facts["size"] += f" in {len(files):,} files" if path.is_dir() else ""
     return found
+
+
+def _refuse_collections(path: Path) -> None:
+    inside: list[Path] = []
+    if caqra.is_archive(path.parent):
+        caqra.member(path)
+    elif not path.exists():
+        raise AqnetError(f"{path}: no such file or folder")
+    elif caqra.is_archive(path):
+        inside = caqra.expanded([path])
+    elif path.is_dir():
+        inside = sorted([*path.glob("*.zarr"), *path.glob("*.nc"), *path.glob("*.tar*")])
+    if inside:
+        raise AqnetError(
+            f"{path}: holds {len(inside)} stores or files; inspect one at a time, {inside[0]} for "
+            "one"
+        )
 
 
 def _training_store(found: Findings) -> None:

@@ -49,7 +49,7 @@ def prepare(
         AqnetError: the sources lack a year or a variable, are damaged, differ from those of
             stores already there, no cell ever holds a target, or the stores cannot be written.
     """
-    sources = open_sources(config.data)
+    sources = open_sources(config.data, write=not dry_run)
     years = split.all_years(config.data.split)
     for year in only or ():
         if year not in years:

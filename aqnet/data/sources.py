@@ -93,13 +93,14 @@ class SourceView:
         source: Source,
         given_units: dict[str, str] | None = None,
         kept: Path | None = None,
+        write: bool = True,
     ) -> None:
         """Find the files and their times.
 
         Files whose names tell the hour (CAQRA) are opened when they are read, the others at once.
 
         Args:
-            kept: a file that keeps what archives hold.
+            kept: a file that keeps what archives hold; write: whether it may be written.
         Raises:
             AqnetError: no file, files of two layouts, unreadable files, unsorted or duplicated
                 times, or a grid that differs between files.
@@ -113,7 +114,7 @@ class SourceView:
             raise AqnetError(f"data.sources: {source.path!r} matches both NetCDF files and stores")
         self._checked: set[Path] = set()  # files whose grid is the first one's
         found = []
-        for path in caqra.expanded(paths, kept):
+        for path in caqra.expanded(paths, kept, write):
             hour = caqra.hour_of(path)
             if hour is not None:
                 found.append((np.array([hour]), path))
@@ -304,8 +305,11 @@ def missing_to_nan(values: Floats) -> Floats:
     return np.where(missing, np.nan, values) if missing.any() else values
 
 
-def open_sources(data: Data) -> SourceView:
+def open_sources(data: Data, write: bool = True) -> SourceView:
     """The source files that a config names.
+
+    Args:
+        write: whether what archives hold may be kept beside the stores.
 
     Raises:
         AqnetError: the config names none or several, or see `SourceView`.
@@ -315,7 +319,7 @@ def open_sources(data: Data) -> SourceView:
             f"data.sources lists {len(data.sources)} sources; expected exactly one: sources are "
             "never mixed in one set of stores"
         )
-    return SourceView(data.sources[0], data.units, Path(data.stores) / ".archives.json")
+    return SourceView(data.sources[0], data.units, Path(data.stores) / ".archives.json", write)
 
 
 def dynamic_names(data: Data) -> tuple[str, ...]:

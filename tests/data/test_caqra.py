@@ -10,8 +10,9 @@ import pytest
 
 from aqnet.config import Source
 from aqnet.data import caqra, source_files, sources
-from aqnet.data.sources import SourceView
+from aqnet.data.sources import SourceView, open_sources
 from aqnet.errors import AqnetError
+from tests.data import worlds
 from tests.data.source_writers import hours, lambert, write_caqra
 
 pytest.importorskip("netCDF4")
@@ -128,6 +129,13 @@ def test_what_archives_hold_is_read_once(tmp_path, capsys):
     pack(tmp_path, "a.tar.gz", hourly)
     assert len(SourceView(source, kept=kept).files) == 2
     assert capsys.readouterr().out == 2 * "reading what 1 archives hold\n"
+    kept.write_text("")  # the power failed
+    assert len(SourceView(source, kept=kept).files) == 2
+    kept.unlink()
+    kept.parent.rmdir()
+    data = worlds.config(kept.parent, sources=[{"path": source.path}]).data
+    assert len(open_sources(data, write=False).files) == 2  # prepare --dry-run
+    assert not kept.parent.exists()
 
 
 def test_hours_with_a_time_dimension_of_their_own(tmp_path):

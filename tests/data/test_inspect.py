@@ -1,4 +1,5 @@
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -224,3 +225,28 @@ def test_an_empty_domain_and_an_empty_hour_of_a_training_store_are_problems(
     assert problems(tmp_path / "b/2015.zarr") == (
         "hours in which every field is missing everywhere: 1 (2015-12-29 07:00)"
     )
+
+
+def test_folders_and_archives_are_refused_and_a_file_in_one_is_inspected(tmp_path: Path):
+    pytest.importorskip("netCDF4")
+    write_zarr(tmp_path / "data_2015.zarr", hours(2015, 3), fields(3))
+    write_caqra(tmp_path, hours(2013, 2))
+    archive = tmp_path / "day.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        for file in sorted(tmp_path.glob("*.nc")):
+            tar.add(file, f"day/{file.name}")
+    with pytest.raises(AqnetError, match=r"holds 4 stores or files; inspect one at a time"):
+        inspect.inspect(tmp_path)
+    with pytest.raises(
+        AqnetError, match=r"holds 2 .*day\.tar\.gz/CN-Reanalysis2013010100\.nc for one"
+    ):
+        inspect.inspect(archive)
+    inside, alone = (
+        inspect.inspect(folder / "CN-Reanalysis2013010101.nc") for folder in (archive, tmp_path)
+    )
+    assert inside.problems == []
+    assert [v.row() for v in inside.variables.values()] == [
+        v.row() for v in alone.variables.values()
+    ]
+    with pytest.raises(AqnetError, match=r"holds no other\.nc"):
+        inspect.inspect(archive / "other.nc")
