@@ -14,6 +14,7 @@ import pickle
 import platform
 import re
 import shutil
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -26,7 +27,7 @@ from aqnet.errors import AqnetError
 
 STEP = re.compile(r"step_\d{8,}")
 _TENSOR_FILES = ("model.pt", "optimizer.pt")
-# what torch's restricted unpickler raises at pickles that are no plain tensors
+# what torch's restricted unpickler raises at pickles that are no plain tensors, or cut short
 _REFUSED = (
     pickle.UnpicklingError,
     RuntimeError,
@@ -36,6 +37,8 @@ _REFUSED = (
     AttributeError,
     LookupError,
     ImportError,
+    AssertionError,
+    struct.error,
 )
 
 

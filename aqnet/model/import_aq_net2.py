@@ -90,7 +90,8 @@ def convert(
     own = _renamed(origin, tensors, _PREFIXES)
     _refuse(origin, own)
     _check_settings(origin, settings, config, report)
-    targets = _target_channels(origin, own, settings, config)
+    variables, names = _orders(origin, settings)
+    targets = _target_channels(origin, own, variables, names, config)
     for key, why in _BUFFERS.items():
         if own.pop(key, None) is not None:
             report.dropped[key] = why
@@ -98,10 +99,10 @@ def convert(
     _check_variant(origin, own, config)
     _fold_height(own, report)
     _check_shapes(origin, own, first, config)
-    at = torch.tensor([VARIABLES.index(name) for name in config.data.variables])
+    at = torch.tensor([variables.index(name) for name in config.data.variables])
     for key, axis in BY_VARIABLE.items():
         own[key] = own[key].index_select(axis, at)
-    _choose_head_rows(own, targets, config, report)
+    _choose_head_rows(own, targets, variables, config, report)
     report.taken.update(dict.fromkeys(own, origin))
     for name in first.keys() - own.keys():
         report.initialised[name] = "not in that model; zero, so without effect"
@@ -138,7 +139,7 @@ def _check_settings(
             f"{list(data.history_hours)}. Import with these (in any order), then take the weights "
             "into another model with train.init_from"
         )
-    heads = settings.get("model", {}).get("num_heads")
+    heads = _section(settings, "model").get("num_heads")
     if heads is None:
         report.notes.append(
             f"the file does not say the number of heads: model.num_heads {config.model.num_heads} "
@@ -151,31 +152,49 @@ def _check_settings(
         )
 
 
+def _section(settings: dict[str, Any], name: str) -> dict[str, Any]:
+    """A section of the file's config, {} where it has none."""
+    found = settings.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def _orders(origin: str, settings: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Variables and targets in the order of the file's config, else in that code's."""
+    data, orders = _section(settings, "data"), []
+    for key, usual in (("variables", VARIABLES), ("target_variables", TARGETS)):
+        found = data.get(key, usual)
+        names = list(map(str, found)) if isinstance(found, list | tuple) else []
+        if not names or not set(names) <= set(VARIABLES):
+            raise AqnetError(
+                f"{origin}: its config has data.{key} {found}; expected some of {list(VARIABLES)}"
+            )
+        orders.append(names)
+    variables, targets = orders
+    if sorted(variables) != sorted(VARIABLES):
+        raise AqnetError(
+            f"{origin}: its config has data.variables {variables}; expected {list(VARIABLES)} in "
+            "any order"
+        )
+    return variables, targets
+
+
 def _target_channels(
-    origin: str, own: dict[str, Tensor], settings: dict[str, Any], config: Config
+    origin: str, own: dict[str, Tensor], variables: list[str], names: list[str], config: Config
 ) -> list[int]:
     """Channels of that model's head that hold `data.targets`."""
-    names = tuple(settings.get("data", {}).get("target_variables", TARGETS))
-    order = tuple(settings.get("data", {}).get("variables", VARIABLES))
     indices = own.get("target_indices")
-    channels = (
-        [order.index(name) for name in names] if indices is None else indices.flatten().tolist()
-    )
-    found = dict(zip(names, channels, strict=False))
-    if len(names) != len(channels) or any(
-        name not in order or order.index(name) != channel for name, channel in found.items()
-    ):
+    if indices is not None and indices.flatten().tolist() != [variables.index(n) for n in names]:
         raise AqnetError(
-            f"{origin}: target_indices {channels} are not the places of {list(names)} among "
-            f"{list(order)}"
+            f"{origin}: target_indices {indices.flatten().tolist()} are not the places of {names} "
+            f"among {variables}"
         )
-    missing = [name for name in config.data.targets if name not in found]
+    missing = [name for name in config.data.targets if name not in names]
     if missing:
         raise AqnetError(
-            f"{origin}: forecasts {list(names)}, not {', '.join(missing)}; leave that out of "
+            f"{origin}: forecasts {names}, not {', '.join(missing)}; leave that out of "
             "data.targets"
         )
-    return [found[name] for name in config.data.targets]
+    return [variables.index(name) for name in config.data.targets]
 
 
 def stacked(origin: str, own: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -277,12 +296,16 @@ def _check_shapes(
 
 
 def _choose_head_rows(
-    own: dict[str, Tensor], targets: list[int], config: Config, report: Report
+    own: dict[str, Tensor],
+    targets: list[int],
+    variables: list[str],
+    config: Config,
+    report: Report,
 ) -> None:
     """Of the head's outputs (row, column, variable) keep those of the targets."""
     last = last_layer(config)
     for part in ("weight", "bias"):
         rows = own[f"{last}.{part}"].unflatten(0, (config.model.patch**2, len(VARIABLES)))
         own[f"{last}.{part}"] = rows[:, targets].flatten(0, 1)
-    others = [name for at, name in enumerate(VARIABLES) if at not in targets]
+    others = [name for at, name in enumerate(variables) if at not in targets]
     report.dropped[f"{last}, rows of {', '.join(others)}"] = "no targets of this config"

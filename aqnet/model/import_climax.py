@@ -75,7 +75,7 @@ def convert(
             state[name].select(axis, here).copy_(own[name].select(axis, there))
         report.taken[name] = f"rows of {', '.join(VARIABLES[there] for _, there in pairs)}"
     rows = own["pos_embed"].shape[1]
-    height = int((rows // 2) ** 0.5)  # a global grid, twice as wide as high
+    height = _height(rows)
     state["pos_embed"] = resized_positions(own["pos_embed"], (height, rows // height), patch_shape)
     report.taken["pos_embed"] = f"resized from {height} x {rows // height} patches, bicubically"
     _account(own, state, config, report)
@@ -97,12 +97,14 @@ def resized_kernels(weights: Tensor, patch: int) -> Tensor:
 
 
 def _check(origin: str, own: dict[str, Tensor], config: Config) -> None:
-    count, width = own["var_embed"].shape[1:]
-    if count != len(VARIABLES):
+    table = own.get("var_embed", torch.empty(0))
+    if table.ndim != 3 or table.shape[:2] != (1, len(VARIABLES)):
         raise AqnetError(
-            f"{origin}: embeds {count} variables; the published ClimaX has {len(VARIABLES)}, "
-            "AQ_NET2 15: neither"
+            f"{origin}: neither AQ_NET2 nor ClimaX: its variable embedding is not [1, 15, width], "
+            f"and not [1, {len(VARIABLES)}, width] under the name net.var_embed or "
+            "net.channel_embed"
         )
+    count, width = table.shape[1:]
     model = config.model
     if (model.embed_dim, model.num_heads) != (width, NUM_HEADS):
         raise AqnetError(
@@ -118,6 +120,17 @@ def _check(origin: str, own: dict[str, Tensor], config: Config) -> None:
         shape = tuple(own[name].shape) if name in own else ()
         if shape[: len(before)] != before or len(shape) != len(before) + after:
             raise AqnetError(f"{origin}: {name} has shape {shape}, expected {before} first")
+    rows, columns = own["pos_embed"].shape[1:]
+    if columns != width or rows != 2 * _height(rows) ** 2:
+        raise AqnetError(
+            f"{origin}: pos_embed has shape [1, {rows}, {columns}], expected [1, L, {width}] of a "
+            "global grid twice as wide as high"
+        )
+
+
+def _height(rows: int) -> int:
+    """Patches from pole to pole of a global grid, twice as wide as high."""
+    return int((rows // 2) ** 0.5)
 
 
 def _account(

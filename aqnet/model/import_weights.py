@@ -135,9 +135,9 @@ def _parts(
         tensors = dict(tree["state_dict"])
         for key in sorted(tree.keys() - {"state_dict"}):
             report.dropped[key] = _TOP_LEVEL.get(key, "state of that training run")
-    wrong = [str(key) for key, value in tensors.items() if not isinstance(value, Tensor)]
-    if wrong:
-        raise AqnetError(f"{source}: expected a state dict of tensors; {wrong[0]} is none")
+    for key, value in tensors.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise AqnetError(f"{source}: expected a state dict of tensors by name; {key} is none")
     if not any(key.endswith(_VARIABLE_TABLES) and v.ndim == 3 for key, v in tensors.items()):
         raise AqnetError(
             f"{source}: neither AQ_NET2 nor ClimaX: no variable embedding (var_embed or "

@@ -167,6 +167,14 @@ def test_another_size_can_take_nothing_and_is_told_so(
     assert all(word in str(error.value) for word in words)
 
 
+@pytest.mark.parametrize("shape", [(1, 15, DIM), (1, 24, DIM), (1, 32, 7)])
+def test_positions_that_are_no_global_grids_are_refused(shape: tuple[int, ...], tmp_path: Path):
+    state = climax_state()
+    state["pos_embed"] = torch.ones(shape)
+    with pytest.raises(AqnetError, match="twice as wide as high"):
+        imported(state, where(), tmp_path)
+
+
 def test_a_run_can_start_from_it_but_nothing_evaluates_without_statistics(tmp_path: Path):
     target = where(predict="change")
     imports, loaded = imported(climax_state(), target, tmp_path)

@@ -11,7 +11,7 @@ from torch import Tensor
 from aqnet import checkpoint_files
 from aqnet import config as configs
 from aqnet.errors import AqnetError
-from aqnet.model.import_weights import blank_model, import_weights
+from aqnet.model.import_weights import blank_model, import_weights, read_source
 from tests.model import checkpoints
 from tests.model.checkpoints import (
     HEADS,
@@ -145,6 +145,49 @@ def test_another_order_of_variables_and_targets_is_no_change(tmp_path: Path):
     import_weights(saved(lightning(state), tmp_path), where, tmp_path / "out")
     ours = run(tmp_path / "out", where, fields.flip(1))
     torch.testing.assert_close(ours, expected(state, fields)[:, :, [5, 0]], rtol=0, atol=1e-5)
+
+
+def test_a_checkpoint_of_another_order_of_variables_is_read_by_its_own(tmp_path: Path):
+    state, fields = aq_net2_state(), inputs()
+    turned = dict(state)  # the same model, its variables last to first
+    for key, axis in (("token_embeds.proj_weights", 0), ("token_embeds.proj_biases", 0)):
+        turned[f"climax.{key}"] = state[f"climax.{key}"].flip(axis)
+    turned["climax.var_embed"] = state["climax.var_embed"].flip(1)
+    for part in ("weight", "bias"):
+        rows = state[f"climax.head.4.{part}"].unflatten(0, (4, 15))
+        turned[f"climax.head.4.{part}"] = rows.flip(1).flatten(0, 1)
+    turned["target_indices"] = 14 - state["target_indices"]
+    tree = lightning(turned)
+    tree["hyper_parameters"]["config"]["data"]["variables"] = VARIABLES[::-1]
+    import_weights(saved(tree, tmp_path), config(), tmp_path / "out")
+    ours = run(tmp_path / "out", config(), fields)
+    torch.testing.assert_close(ours, expected(state, fields), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "words"),
+    [
+        ("data", "target_variables", ["pm2.5"], ["target_variables", "pm2.5"]),
+        ("data", "target_variables", None, ["target_variables", "None"]),
+        ("data", "variables", "u", ["data.variables u"]),
+        ("data", "variables", [*VARIABLES[:-1], "u"], ["in any order"]),
+    ],
+)
+def test_a_checkpoint_whose_config_names_other_variables_is_refused(
+    section: str, key: str, value: Any, words: list[str], tmp_path: Path
+):
+    tree = lightning(aq_net2_state())
+    tree["hyper_parameters"]["config"][section][key] = value
+    with pytest.raises(AqnetError) as error:
+        import_weights(saved(tree, tmp_path), config(), tmp_path / "out")
+    assert all(word in str(error.value) for word in words), error.value
+
+
+def test_hyper_parameters_without_sections_count_as_none(tmp_path: Path):
+    tree = lightning(aq_net2_state())
+    tree["hyper_parameters"] = {"config": {"model": None, "data": None}}
+    report = import_weights(saved(tree, tmp_path), config(), tmp_path / "out")
+    assert any("num_heads" in note for note in report.notes)
 
 
 def test_a_bare_state_dict_is_read_and_scan_and_calendar_start_without_effect(tmp_path: Path):
@@ -320,13 +363,27 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path):
         (None, "refused"),
         ({"weights": torch.ones(2)}, "neither AQ_NET2 nor ClimaX"),
         ({"state_dict": {"a": 1}}, "expected a state dict"),
+        ({1: torch.ones(2)}, "expected a state dict"),
+        ({"net.model.var_embed": torch.ones(1, 16, 4)}, "neither AQ_NET2 nor ClimaX"),
     ):
         if tree is not None:
             torch.save(tree, path)
         with pytest.raises(AqnetError, match=words):
-            import_weights(path, config(), tmp_path / "out")
+            import_weights(path, config(), tmp_path / "out", SHAPE)
     with pytest.raises(AqnetError, match="no such file"):
         import_weights(tmp_path / "absent", config(), tmp_path / "out")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_file_cut_short_anywhere_is_refused(zipped: bool, tmp_path: Path):
+    path = tmp_path / "best.ckpt"
+    tree = {"state_dict": {"a": torch.ones(3)}}
+    torch.save(tree, path, _use_new_zipfile_serialization=zipped)
+    whole = path.read_bytes()
+    for length in range(0, len(whole), 5):
+        path.write_bytes(whole[:length])
+        with pytest.raises(AqnetError, match="refused"):
+            read_source(path)
 
 
 def test_targets_of_a_checkpoint_that_contradicts_itself_are_refused(tmp_path: Path):
