@@ -197,7 +197,7 @@ def _unwanted(old: Config, new: Config) -> dict[str, str]:
     whole = [f"head.{layer}.{part}" for layer in layers for part in ("weight", "bias")]
     if old.model.decoder_depth != new.model.decoder_depth:
         return dict.fromkeys(whole, f"model.decoder_depth was {old.model.decoder_depth}")
-    for key in ("predict", "lead_time_mode"):
+    for key in ("patch", "predict", "lead_time_mode"):
         if getattr(old.model, key) != getattr(new.model, key):
             return dict.fromkeys(whole[-2:], f"model.{key} was {getattr(old.model, key)}")
     return {}

@@ -124,6 +124,16 @@ def test_what_does_not_fit_keeps_its_first_value_with_a_reason():
     assert any(line.startswith("taken: ") and "blocks (36)" in line for line in report.lines())
 
 
+def test_outputs_of_another_patch_are_not_taken_cell_by_cell():
+    old, new = config_of(), config_of(patch=4)
+    first = made(new, 2).state_dict()
+    _, model, report = transferred(old, new)
+    for name in ("head.4.weight", "head.4.bias"):
+        assert report.initialised[name] == report.dropped[name] == "model.patch was 2"
+        assert torch.equal(model.state_dict()[name], first[name])
+    assert "token_embeds.proj_weights" in report.initialised and "head.2.weight" in report.taken
+
+
 def test_raw_hours_of_aq_net2_become_hundreds_of_hours():
     plain = {"terrain": {"enabled": False}, "predict": "value", "lead_time_mode": "conditioned"}
     plain |= {"tokens": "all", "missing": "fill"}
