@@ -50,10 +50,10 @@ def test_a_run_starts_from_another_runs_weights_and_statistics(
     assert before.shape[0] == after.shape[0] + 1
     assert torch.allclose(after[-1], before[0], atol=0.01)  # one step later
 
-    exported = tmp_path / "model.pt2"
+    exported = tmp_path / "new/model.pt2"
     command = ("-m", "aqnet.model.export", str(tmp_path / "second"), "--output", str(exported))
     run(*command)
-    assert exported.stat().st_size > 0
+    assert list(exported.parent.iterdir()) == [exported]  # written beside and renamed
     assert "exists" in run(*command, status=2).stderr
 
 

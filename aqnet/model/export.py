@@ -94,7 +94,10 @@ def export(loaded: Loaded, output: Path) -> None:
     with torch.no_grad():
         program = torch.export.export(module, example(config, grid), dynamic_shapes=shapes)
     text = json.dumps(metadata(config, grid, statistics))
-    torch.export.save(program, output, extra_files={METADATA: text})
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_stem(f"{output.stem}.partial")
+    torch.export.save(program, partial, extra_files={METADATA: text})
+    partial.replace(output)
 
 
 def example(config: Config, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
