@@ -191,8 +191,7 @@ def _target_channels(
     missing = [name for name in config.data.targets if name not in names]
     if missing:
         raise AqnetError(
-            f"{origin}: forecasts {names}, not {', '.join(missing)}; leave that out of "
-            "data.targets"
+            f"{origin}: forecasts {names}, not {', '.join(missing)}; leave that out of data.targets"
         )
     return [variables.index(name) for name in config.data.targets]
 

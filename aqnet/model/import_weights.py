@@ -48,7 +48,7 @@ def main() -> int:
     parser.add_argument("--output", required=True, help="checkpoint directory to write")
     parser.add_argument("--grid", help="HEIGHTxWIDTH of the stores, where the source has none")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()  # key=value may stand behind the options
     output = Path(options.output)
     if output.exists():
         raise AqnetError(f"{output}: exists; give another --output, or move it away")
