@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from aqnet.config import STATIC_VARIABLES, Config
 from aqnet.data import split, store
+from aqnet.data.source_files import sizes_and_times
 from aqnet.data.sources import SourceView, dynamic_names, hour_text
 from aqnet.errors import AqnetError
 
@@ -88,8 +90,14 @@ def is_complete(config: Config, sources: SourceView, year: int) -> bool:
 
 
 def _digest(path: str) -> str:
-    """Of a static file's name, size and time of change; "" for a store, which is a directory."""
-    found = Path(path)
-    if not found.is_file():
-        return found.name
-    return f"{found.name} {found.stat().st_size} {found.stat().st_mtime_ns}"
+    """Of a static file's name, size and time of change, or of those of a store's files.
+
+    Raises:
+        AqnetError: there is none.
+    """
+    if not Path(path).exists():
+        raise AqnetError(f"data.static_files: {path}: no such file or store")
+    lines = sizes_and_times(Path(path))
+    if Path(path).is_file():
+        return lines[0]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import re
+import stat
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,6 +66,16 @@ class SourceFile(Protocol):
 
     def times(self, name: str | None = None) -> NDArray[np.int64]:
         """A time coordinate (else the one), hours since 1970-01-01 00:00 UTC, as in the file."""
+
+
+def sizes_and_times(path: Path) -> list[str]:
+    """Name, size and time of change of a file, or of each file of a store."""
+    lines = []
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        found = file.stat()
+        if not stat.S_ISDIR(found.st_mode):
+            lines.append(f"{file.relative_to(path.parent)} {found.st_size} {found.st_mtime_ns}")
+    return lines
 
 
 @contextmanager

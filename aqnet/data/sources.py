@@ -6,7 +6,6 @@ from __future__ import annotations
 import glob
 import hashlib
 import itertools
-import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 from aqnet.config import STATIC_VARIABLES, Data, Source
 from aqnet.data import caqra, units
-from aqnet.data.source_files import Floats, SourceFile, ZarrStore, open_file
+from aqnet.data.source_files import Floats, SourceFile, ZarrStore, open_file, sizes_and_times
 from aqnet.errors import AqnetError
 
 Array = NDArray[np.float32]
@@ -246,12 +245,8 @@ class SourceView:
         digest = hashlib.sha256()
         on_disk = [path.parent if caqra.is_archive(path.parent) else path for path in paths]
         for path in dict.fromkeys(on_disk):
-            inside = sorted(path.rglob("*")) if path.is_dir() else [path]
-            for file in inside:
-                found = file.stat()
-                if not stat.S_ISDIR(found.st_mode):
-                    name = str(file.relative_to(path.parent))
-                    digest.update(f"{name} {found.st_size} {found.st_mtime_ns}\n".encode())
+            for line in sizes_and_times(path):
+                digest.update(f"{line}\n".encode())
         files = [paths[0].name, paths[-1].name, len(paths)] if paths else []
         return {"first_last_and_count_of_files": files, "file_sizes_and_times": digest.hexdigest()}
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 
 from aqnet import config as configs
 from aqnet.data import store
@@ -179,6 +180,29 @@ def test_an_empty_mask_and_statics_added_later_are_refused(folder: Path):
         prepare(load(folder))
 
 
+@pytest.mark.parametrize("name", ["elevation.nc", "elevation.zarr"])
+def test_an_edited_static_field_is_noticed(folder: Path, name: str):
+    def write(height: float) -> None:
+        if name.endswith(".nc"):
+            write_elevation(folder / name, height)
+            return
+        lat, lon = np.linspace(10, 65, 3), np.linspace(60, 150, 4)
+        write_zarr(folder / name, hours(2013, 1), {"pm25": np.ones((1, 3, 4))}, lat=lat)
+        group = zarr.open_group(folder / name)
+        group["lon"][:], group["elevation"][:] = lon, height  # type: ignore[index]
+
+    files = {"elevation": str(folder / name), "population": str(folder / "people.npy")}
+    config = load(folder, static_files=files)
+    write(1.0)
+    prepare(config)
+    write(2.0)
+    with pytest.raises(AqnetError, match="static_files differ"):
+        prepare(config)
+    files["elevation"] = str(folder / "none.zarr")
+    with pytest.raises(AqnetError, match=r"data\.static_files: .*none\.zarr: no such file"):
+        prepare(load(folder, static_files=files, stores=str(folder / "other")))
+
+
 def test_statics_that_cannot_be_placed_are_refused(folder: Path):
     np.save(folder / "people.npy", np.ones((5, 5)))
     with pytest.raises(AqnetError, match=r"people\.npy: has shape \(5, 5\) and no coordinates"):
@@ -188,8 +212,6 @@ def test_statics_that_cannot_be_placed_are_refused(folder: Path):
         prepare(load(folder))
     lat, lon = np.linspace(-10, -40, 3), np.linspace(-70, -40, 4)
     write_zarr(folder / "south.zarr", hours(2013, 1), {"pm25": np.ones((1, 3, 4))}, lat=lat)
-    import zarr
-
     zarr.open_group(folder / "south.zarr")["lon"][:] = lon  # type: ignore[index]
     files = {"elevation": str(folder / "south.zarr"), "population": str(folder / "south.zarr")}
     with pytest.raises(AqnetError, match="covers no cell"):
