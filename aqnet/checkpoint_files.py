@@ -173,13 +173,20 @@ def load_tensors(path: Path) -> dict[str, Any]:
     try:
         tree = torch.load(path, map_location="cpu", weights_only=True)
     except _REFUSED as error:
-        reason = " ".join(str(error).split())[:120]
         raise AqnetError(
-            f"{path}: refused, nothing in it was run: expected tensors and numbers only ({reason})"
+            f"{path}: refused, nothing in it was run: expected tensors and numbers only "
+            f"({_reason(error)})"
         ) from None
     if not isinstance(tree, dict):
         raise AqnetError(f"{path}: expected a dict, found {type(tree).__name__}")
     return tree
+
+
+def _reason(error: Exception) -> str:
+    """What torch found, without its advice to load the file all the same."""
+    text = " ".join(str(error).split())
+    found = text.rpartition("WeightsUnpickler error: ")[2].partition(" Please use")[0]
+    return found.partition(" Check the documentation")[0].rstrip(".")[:120]
 
 
 def _verified_state(path: Path) -> dict[str, Any]:
