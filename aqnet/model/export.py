@@ -58,7 +58,7 @@ class Forecast(nn.Module):
 
 def main() -> int:
     """Parse the command line and export; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m aqnet.model.export", description=__doc__)
     parser.add_argument("checkpoint", help="run directory (its best, else latest) or step_*")
     parser.add_argument("--output", required=True, help="file to write, such as model.pt2")
     options = parser.parse_args()

@@ -42,7 +42,9 @@ _VARIABLE_TABLES = ("var_embed", "channel_embed")
 
 def main() -> int:
     """Parse the command line and import; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m aqnet.model.import_weights", description=__doc__
+    )
     parser.add_argument("source", help=".ckpt or .pt file of AQ_NET2 or ClimaX")
     parser.add_argument("--config", required=True, help="the model that takes the weights")
     parser.add_argument("--output", required=True, help="checkpoint directory to write")
