@@ -122,6 +122,8 @@ def _source(found: Findings, file: SourceFile) -> None:
         if layout.kind not in "fiu" or name in _COORDINATES:
             continue
         static = name in STATIC_VARIABLES
+        if _off_grid(found, name, layout):
+            continue
         if static and (len(dimensions) > 2 or set(dimensions) & set(TIME_NAMES)):
             found.problems.append(
                 f"{name!r} is a static field, but has the dimensions {', '.join(dimensions)}"
@@ -137,6 +139,18 @@ def _source(found: Findings, file: SourceFile) -> None:
             found.facts[f"not used: {name}"] = f"dimensions {', '.join(dimensions)}"
     found.facts["chunks"] = ", ".join(sorted(chunks))
     found.conclude(steps)
+
+
+def _off_grid(found: Findings, name: str, layout: Layout) -> bool:
+    """Whether a field has another shape than the grid, as bounds of cells and of times have."""
+    if found.lat is None or len(layout.shape) < 2 or layout.shape[-2:] == found.lat.shape:
+        return False
+    text = f"shape {layout.shape}, which is not that of the grid {found.lat.shape}"
+    if units.canonical_unit(name) is None:
+        found.facts[f"not used: {name}"] = text
+    else:
+        found.problems.append(f"{name!r} has the {text}")
+    return True
 
 
 def _static(found: Findings, file: SourceFile, name: str) -> None:

@@ -281,17 +281,19 @@ class SourceView:
             raise AqnetError(
                 f"{where} has shape {values.shape}, expected {(*size, *self.lat.shape)}"
             )
-        if np.isinf(values).any():
+        with np.errstate(over="ignore"):
+            found: Array = values.astype(np.float32, copy=False)
+        if np.isinf(found).any():
             raise AqnetError(f"{where} holds infinite values; mark them as missing in the file")
         if unit == units.CONCENTRATION:
-            values, zeroed, lowest = units.without_noise(values)
+            found, zeroed, lowest = units.without_noise(found)
             self.noise[name] += zeroed
             if lowest < 0:
                 raise AqnetError(
                     f"{where} holds {lowest:.4g} ug/m3; a concentration below "
                     f"-{units.PACKING_NOISE} ug/m3 is no packing noise: mark it as missing"
                 )
-        return values.astype(np.float32, copy=False)
+        return found
 
 
 def missing_to_nan(values: Floats) -> Floats:

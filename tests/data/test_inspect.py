@@ -227,6 +227,24 @@ def test_an_empty_domain_and_an_empty_hour_of_a_training_store_are_problems(
     )
 
 
+def test_bounds_are_no_fields_and_a_field_off_the_grid_is_a_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    path = write_zarr(tmp_path / "a.zarr", hours(2015, 5), fields(5))
+    group = zarr.open_group(path)
+    for name, shape in (("time_bnds", (5, 2)), ("lat_bnds", (3, 2)), ("lon2d_bnds", (3, 4, 4))):
+        group.create_array(
+            name, data=np.zeros(shape), dimension_names=["a", "b", "c"][: len(shape)]
+        )
+    assert status(monkeypatch, path, "--png", tmp_path) == 0
+    text = capsys.readouterr().out
+    for name in ("time_bnds", "lat_bnds", "lon2d_bnds"):
+        assert f"not used: {name}" in text
+    names = ["time", "lon", "lat"]
+    group.create_array("co", data=np.ones((5, 4, 3)), dimension_names=names)
+    assert problems(path) == "'co' has the shape (5, 4, 3), which is not that of the grid (3, 4)"
+
+
 def test_folders_and_archives_are_refused_and_a_file_in_one_is_inspected(tmp_path: Path):
     pytest.importorskip("netCDF4")
     write_zarr(tmp_path / "data_2015.zarr", hours(2015, 3), fields(3))

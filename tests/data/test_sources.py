@@ -167,3 +167,11 @@ def test_fill_values_of_stores_written_by_xarray_are_missing(tmp_path, version, 
     )
     found = SourceView(Source(str(path))).read(("so2",), slice(0, 2))[:, 0]
     np.testing.assert_allclose(found, values, atol=1e-6)
+
+
+def test_values_beyond_float32_are_refused_as_infinite(tmp_path):
+    values = {name: field.astype(np.float64) for name, field in fields(2).items()}
+    values["o3"][1, 1, 1] = 1e39
+    view = SourceView(Source(str(write_zarr(tmp_path / "a.zarr", hours(2013, 2), values))))
+    with pytest.raises(AqnetError, match="'o3' holds infinite values"):
+        view.read(("o3",), slice(0, 2))
