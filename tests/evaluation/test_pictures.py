@@ -1,6 +1,5 @@
 """Maps lie where they should, and every picture is made of any grid."""
 
-import argparse
 import importlib.util
 from pathlib import Path
 
@@ -8,9 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-import evaluate
 from aqnet.batch import Batch, Grid, Statistics
-from aqnet.evaluation import maps, metrics, pictures
+from aqnet.evaluation import maps, metrics, outputs, pictures
 from aqnet.evaluation.baselines import SIMPLE
 from aqnet.evaluation.records import Records
 from tests.conftest import run
@@ -154,10 +152,10 @@ def test_without_matplotlib_evaluate_says_so_and_goes_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert not evaluate.wants_pictures(argparse.Namespace(no_pictures=False))
+    assert not outputs.can_draw(wanted=True)
     assert capsys.readouterr().out.splitlines() == [
         "no pictures, because matplotlib is missing: pip install 'aqnet[maps]'"
     ]
-    assert not evaluate.wants_pictures(argparse.Namespace(no_pictures=True))
+    assert not outputs.can_draw(wanted=False)
     assert capsys.readouterr().out == ""
     run("-c", "import sys, evaluate, train; assert 'matplotlib' not in sys.modules")
