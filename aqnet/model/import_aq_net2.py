@@ -90,8 +90,7 @@ def convert(
     own = _renamed(origin, tensors, _PREFIXES)
     _refuse(origin, own)
     _check_settings(origin, settings, config, report)
-    variables, names = _orders(origin, settings)
-    targets = _target_channels(origin, own, variables, names, config)
+    targets = _target_channels(origin, own, settings, config)
     for key, why in _BUFFERS.items():
         if own.pop(key, None) is not None:
             report.dropped[key] = why
@@ -99,10 +98,10 @@ def convert(
     _check_variant(origin, own, config)
     _fold_height(own, report)
     _check_shapes(origin, own, first, config)
-    at = torch.tensor([variables.index(name) for name in config.data.variables])
+    at = torch.tensor([VARIABLES.index(name) for name in config.data.variables])
     for key, axis in BY_VARIABLE.items():
         own[key] = own[key].index_select(axis, at)
-    _choose_head_rows(own, targets, variables, config, report)
+    _choose_head_rows(own, targets, config, report)
     report.taken.update(dict.fromkeys(own, origin))
     for name in first.keys() - own.keys():
         report.initialised[name] = "not in that model; zero, so without effect"
@@ -158,42 +157,36 @@ def _section(settings: dict[str, Any], name: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _orders(origin: str, settings: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """Variables and targets in the order of the file's config, else in that code's."""
-    data, orders = _section(settings, "data"), []
-    for key, usual in (("variables", VARIABLES), ("target_variables", TARGETS)):
-        found = data.get(key, usual)
-        names = list(map(str, found)) if isinstance(found, list | tuple) else []
-        if not names or not set(names) <= set(VARIABLES):
-            raise AqnetError(
-                f"{origin}: its config has data.{key} {found}; expected some of {list(VARIABLES)}"
-            )
-        orders.append(names)
-    variables, targets = orders
-    if sorted(variables) != sorted(VARIABLES):
-        raise AqnetError(
-            f"{origin}: its config has data.variables {variables}; expected {list(VARIABLES)} in "
-            "any order"
-        )
-    return variables, targets
-
-
 def _target_channels(
-    origin: str, own: dict[str, Tensor], variables: list[str], names: list[str], config: Config
+    origin: str, own: dict[str, Tensor], settings: dict[str, Any], config: Config
 ) -> list[int]:
     """Channels of that model's head that hold `data.targets`."""
-    indices = own.get("target_indices")
-    if indices is not None and indices.flatten().tolist() != [variables.index(n) for n in names]:
+    data = _section(settings, "data")
+    order, names = data.get("variables", VARIABLES), data.get("target_variables", TARGETS)
+    if not isinstance(order, list | tuple) or list(order) != list(VARIABLES):
+        # the head followed the config's order there, the embeddings one of their own
         raise AqnetError(
-            f"{origin}: target_indices {indices.flatten().tolist()} are not the places of {names} "
-            f"among {variables}"
+            f"{origin}: its config has data.variables {order}; only {list(VARIABLES)}, in this "
+            "order, is known to mean the same in all parts of that model"
+        )
+    if not isinstance(names, list | tuple) or not all(name in VARIABLES for name in names):
+        raise AqnetError(
+            f"{origin}: its config has data.target_variables {names}; expected some of "
+            f"{list(VARIABLES)}"
+        )
+    indices = own.get("target_indices")
+    if indices is not None and indices.flatten().tolist() != list(map(VARIABLES.index, names)):
+        raise AqnetError(
+            f"{origin}: target_indices {indices.flatten().tolist()} are not the places of "
+            f"{list(names)} among {list(VARIABLES)}"
         )
     missing = [name for name in config.data.targets if name not in names]
     if missing:
         raise AqnetError(
-            f"{origin}: forecasts {names}, not {', '.join(missing)}; leave that out of data.targets"
+            f"{origin}: forecasts {list(names)}, not {', '.join(missing)}; leave that out of "
+            "data.targets"
         )
-    return [variables.index(name) for name in config.data.targets]
+    return [VARIABLES.index(name) for name in config.data.targets]
 
 
 def stacked(origin: str, own: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -295,16 +288,12 @@ def _check_shapes(
 
 
 def _choose_head_rows(
-    own: dict[str, Tensor],
-    targets: list[int],
-    variables: list[str],
-    config: Config,
-    report: Report,
+    own: dict[str, Tensor], targets: list[int], config: Config, report: Report
 ) -> None:
     """Of the head's outputs (row, column, variable) keep those of the targets."""
     last = last_layer(config)
     for part in ("weight", "bias"):
         rows = own[f"{last}.{part}"].unflatten(0, (config.model.patch**2, len(VARIABLES)))
         own[f"{last}.{part}"] = rows[:, targets].flatten(0, 1)
-    others = [name for at, name in enumerate(variables) if at not in targets]
+    others = [name for at, name in enumerate(VARIABLES) if at not in targets]
     report.dropped[f"{last}, rows of {', '.join(others)}"] = "no targets of this config"
