@@ -77,7 +77,10 @@ def import_weights(
     tree = read_source(source)
     report = Report()
     tensors, settings = _parts(source, tree, report)
-    shape = shape or config.data.shape or _mask_shape(tensors)
+    known_shape = _mask_shape(tensors)
+    shape = shape or config.data.shape or known_shape
+    if known_shape not in (None, shape):
+        raise AqnetError(f"{source}: its china_mask is {known_shape}, --grid or data.shape {shape}")
     if shape is None:
         raise AqnetError(f"{source}: does not say the grid; give --grid HEIGHTxWIDTH")
     model = blank_model(config, shape)

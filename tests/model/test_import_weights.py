@@ -174,6 +174,12 @@ def test_hyper_parameters_without_sections_count_as_none(tmp_path: Path):
     assert any("num_heads" in note for note in report.notes)
 
 
+def test_a_grid_that_contradicts_the_files_mask_is_refused(tmp_path: Path):
+    path = saved(lightning(aq_net2_state()), tmp_path)  # as many patches, but elsewhere
+    with pytest.raises(AqnetError, match=r"china_mask is \(8, 16\), .* \(16, 8\)"):
+        import_weights(path, config(), tmp_path / "out", SHAPE[::-1])
+
+
 def test_a_bare_state_dict_is_read_and_scan_and_calendar_start_without_effect(tmp_path: Path):
     state, fields = aq_net2_state(), inputs()
     where = config(calendar="day", scan="wind", scan_embedding=True)
