@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -73,6 +74,8 @@ class Workers:
 def _begin(common: Any) -> None:
     global _common
     _common = common
+    # Ctrl-C reaches every process of a terminal; it is for the parent, which lets blocks end
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
     # a killed parent must leave nobody behind who goes on writing

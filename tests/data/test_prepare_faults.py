@@ -164,14 +164,43 @@ def test_killed_with_its_workers_it_leaves_nobody_behind(tmp_path: Path):
         time.sleep(0.01)
     parent.kill()
     parent.wait()
-    end = time.monotonic() + 20
-    while _session(parent.pid):
-        assert time.monotonic() < end, "workers live on"
-        time.sleep(0.05)
+    wait_for_session(parent.pid)
     run("-m", "aqnet.data.prepare", "--config", str(path))
     interrupted = contents(tmp_path)
     prepare(load(tmp_path, stores=str(tmp_path / "again/stores")))
     assert contents(tmp_path / "again") == interrupted
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_an_interrupt_is_one_line_and_what_is_written_is_kept(tmp_path: Path, workers: str):
+    write_years(tmp_path, 3000)
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(tree(tmp_path)))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "aqnet.data.prepare", "--config", str(path), "--workers", workers],
+        cwd=REPOSITORY,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    end = time.monotonic() + 60
+    while not list(tmp_path.glob("stores/*.partial/receipts/*.npz")):
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    assert process.communicate(timeout=60)[1] == "interrupted\n"
+    assert process.returncode == 130
+    assert list(tmp_path.glob("stores/*.partial/receipts/*.npz"))
+    wait_for_session(process.pid)
+
+
+def wait_for_session(leader: int) -> None:
+    end = time.monotonic() + 20
+    while _session(leader):
+        assert time.monotonic() < end, "workers live on"
+        time.sleep(0.05)
 
 
 def _session(leader: int) -> list[str]:
