@@ -62,13 +62,16 @@ def test_a_second_run_is_refused_by_name(tmp_path: Path, other_run: subprocess.P
         assert word in str(error.value)
 
 
-def test_a_killed_run_leaves_its_directory_free(tmp_path: Path, other_run: subprocess.Popen[str]):
+def test_a_killed_run_leaves_its_directory_free(
+    tmp_path: Path, other_run: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(run_directory, "WATCH_SECONDS", 60.0)
     other_run.kill()
     other_run.wait()
     start = time.monotonic()
     run = RunDirectory(tmp_path)
     run.claim()
-    assert time.monotonic() - start < 0.4  # without watching
+    assert time.monotonic() - start < 30  # without watching
     run.release()
 
 

@@ -3,7 +3,6 @@
 import csv
 import json
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +83,9 @@ def test_forecast_from_a_source_file_is_that_from_the_stores(
     forecast(trained, tmp_path / "stores", hour, "--no-pictures")
     world = Path(tiny["data"]["sources"][0]["path"].replace("*", "2015"))
     write_netcdf(tmp_path / "latest.nc", world, int(np.datetime64(hour, "h").astype(int)), ())
-    began = time.monotonic()
     local, source = "2016-01-01T07:00+08:00", ("--source", str(tmp_path / "latest.nc"))
     forecast(trained, tmp_path / "file", local, *source)
     assert (tmp_path / f"file/forecast_{hour}_pm25.png").stat().st_size > 10_000
-    assert time.monotonic() - began < 60
     first, second = (
         xarray.open_zarr(tmp_path / name / f"forecast_{hour}.zarr") for name in ("stores", "file")
     )
