@@ -198,7 +198,7 @@ def train_and_score(run: Run, options: argparse.Namespace, start: Processes) -> 
     if status != "finished":
         raise AqnetError(f"{run.folder}: training ended {status}; start the same command again")
     score = ["--checkpoint", str(run.folder), "--output", str(run.folder / "evaluation")]
-    score += ["--max-samples", str(options.max_samples), "--save-forecasts", "0", "--no-pictures"]
+    score += ["--max-samples", str(options.max_samples), "--save-forecasts", "1", "--no-pictures"]
     start.run([sys.executable, "evaluate.py", *score], log)
 
 
