@@ -183,6 +183,8 @@ def test_an_interrupt_is_one_line_and_what_is_written_is_kept(tmp_path: Path, wo
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # a shell starts background jobs, and so perhaps these tests, deaf to interrupts
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     end = time.monotonic() + 60
     while not list(tmp_path.glob("stores/*.partial/receipts/*.npz")):
