@@ -173,7 +173,7 @@ def test_killed_with_its_workers_it_leaves_nobody_behind(tmp_path: Path):
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_an_interrupt_is_one_line_and_what_is_written_is_kept(tmp_path: Path, workers: str):
-    write_years(tmp_path, 3000)
+    write_years(tmp_path, 6000)
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(tree(tmp_path)))
     process = subprocess.Popen(
