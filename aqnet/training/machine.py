@@ -108,7 +108,7 @@ def this_machine(model: Model, tokens: int, items: int) -> Machine:
     rows, width, dropout = min(tokens * items, 16384), dim // model.num_heads, model.drop_rate > 0
     tiny = _linear_seconds(8, dim, hidden) + _elementwise_seconds(8, dim, hidden, dropout)
     tiny += _attention_seconds(1, model.num_heads, 8, width, 1)
-    base = _peak_bytes()  # with all that torch sets up at the first backward
+    base = float(peak_bytes())  # with all that torch sets up at the first backward
     linear = _linear_seconds(rows, dim, hidden)
     plain = _attention_seconds(items, model.num_heads, length, width, 1)
     terrain = _attention_seconds(items, model.num_heads, length, terrain_width(width), 2)
@@ -274,6 +274,7 @@ def _disk() -> float:
         return 4 * len(block) / (time.perf_counter() - start)
 
 
-def _peak_bytes() -> float:
+def peak_bytes() -> int:
+    """The most memory that this process has held so far."""
     unit = 1 if sys.platform == "darwin" else 1024
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -111,7 +111,6 @@ def parameters(config: Config, size: Size) -> dict[str, int]:
     variables, targets = len(config.input_variables), len(config.data.targets)
     leads = len(config.data.lead_times)
     patches = math.prod(-(-cells // model.patch) for cells in (size.height, size.width))
-    terrain = sum(_has_terrain(config, number) for number in range(model.depth))
     block = 4 * dim + 4 * dim * dim + 4 * dim + 2 * dim * hidden + hidden + dim
     return {
         "embedding": variables * dim * (model.patch**2 + 2) + dim + 4 * (dim * dim + dim),
@@ -119,7 +118,7 @@ def parameters(config: Config, size: Size) -> dict[str, int]:
         "lead time": 0 if model.lead_time_mode == "joint" else 2 * dim,
         "scan and calendar": (_SCAN_FEATURES + 1) * dim * model.scan_embedding
         + (_calendar(config) + 1) * dim * (model.calendar != "off"),
-        "blocks": model.depth * block + terrain * 2 * model.num_heads,
+        "blocks": model.depth * block + _hilly(config) * 2 * model.num_heads,
         "head": 2 * dim + model.decoder_depth * (dim * dim + dim) + (dim + 1) * _outputs(config),
         "rho": leads * targets * (model.predict == "change"),
     }
@@ -137,7 +136,7 @@ def forward_flops(config: Config, size: Size) -> dict[str, float]:
     head = 2.0 * rows * dim * (model.decoder_depth * dim + _outputs(config) + _calendar(config))
     blocks = model.depth * machines.linear_flops(rows, dim, _hidden(config))
     length, width = _window(config, size), dim // model.num_heads
-    hilly = sum(_has_terrain(config, number) for number in range(model.depth))
+    hilly = _hilly(config)
     terrain = machines.attention_flops(
         rows, length, machines.terrain_width(width) * model.num_heads
     )
@@ -218,9 +217,12 @@ def _calendar(config: Config) -> int:
     return 3 + 3 * targets + (2 if config.model.calendar == "day_and_year" else 0)
 
 
-def _has_terrain(config: Config, number: int) -> bool:
+def _hilly(config: Config) -> int:
+    """How many blocks have terrain attention."""
     terrain = config.model.terrain
-    return terrain.enabled and (terrain.blocks is None or number in terrain.blocks)
+    if not terrain.enabled:
+        return 0
+    return config.model.depth if terrain.blocks is None else len(set(terrain.blocks))
 
 
 def _window(config: Config, size: Size) -> int:

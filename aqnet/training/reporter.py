@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 from collections.abc import Mapping
 from functools import partial
 
@@ -14,6 +12,7 @@ from torch import Tensor
 from aqnet import distributed
 from aqnet.config import Config
 from aqnet.training.loss import loss_weights
+from aqnet.training.machine import peak_bytes
 from aqnet.training.maps import Examples, mosaic
 from aqnet.training.step import StepResult
 from aqnet.training.telemetry import Stopwatch, Telemetry
@@ -123,5 +122,4 @@ def _peak_memory() -> int:
     """Bytes: of the GPU's tensors, or of the whole process where there is none."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return peak_bytes()
