@@ -71,20 +71,18 @@ def sections(quick: bool) -> dict[str, dict[str, Part]]:
         "whole": whole,
         "parts": pieces,
         "step": {
-            "all tokens, global": Part("aqnet", "whole", ORIGINAL, runs=1),
+            "all tokens, global": Part("aqnet", "whole", ORIGINAL),
             "domain tokens, global": Part("aqnet", "whole", ORIGINAL, DOMAIN),
             "domain tokens, window 1,024": Part("aqnet", "whole", ORIGINAL, DOMAIN | window(1024)),
-            "all tokens, window 1,024": Part("aqnet", "whole", ORIGINAL, window(1024), runs=1),
+            "all tokens, window 1,024": Part("aqnet", "whole", ORIGINAL, window(1024)),
             "domain tokens, global, joint, 4 lead times": Part(
                 "aqnet", "whole", ORIGINAL, DOMAIN | JOINT, leads=4
             ),
         },
         "native": {
-            "all tokens, window 1,024": Part(
-                "aqnet", "whole", NATIVE, window(1024), runs=1, memory=17.0
-            ),
+            "all tokens, window 1,024": Part("aqnet", "whole", NATIVE, window(1024), memory=17.0),
             "domain tokens, window 1,024": Part("aqnet", "whole", NATIVE, DOMAIN | window(1024)),
-            "domain tokens, global": Part("aqnet", "whole", NATIVE, DOMAIN, runs=1),
+            "domain tokens, global": Part("aqnet", "whole", NATIVE, DOMAIN),
         },
     }
 

@@ -155,11 +155,7 @@ class Check:
         if self.job.gpus and self.preset == "local":
             return "time: not planned, because SITE names no file that sets `preset`"
         config, size = self.config, plan.size_of(self.config)
-        rates = (
-            machine.this_machine(config.model, size.tokens, config.train.micro_batch)
-            if self.preset == "local"
-            else machine.preset(self.preset, config.train.precision)
-        )
+        rates = plan.machine_for(config, size, self.preset)
         figures = plan.plan(config, size, self.job.nodes, self.job.per_node, rates)
         needed = figures["step_seconds"] + figures["checkpoint_seconds"] + SPARE_SECONDS
         if self.job.lead and self.job.lead < needed:

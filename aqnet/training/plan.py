@@ -255,7 +255,7 @@ def plan(config: Config, size: Size, nodes: int, per_node: int, machine: Machine
     batch = config.train.effective_batch // leads
     rate = batch / step
     moments = count * 4.0
-    activations = items * sum(activation_bytes(config, size).values())
+    activations = items * sum(activation_bytes(config, size).values()) * (1 + machine.holes)
     read = _item_bytes(config, size)
     steps = config.train.max_steps
     return {
@@ -293,17 +293,24 @@ def plan(config: Config, size: Size, nodes: int, per_node: int, machine: Machine
     }
 
 
+def machine_for(config: Config, size: Size, preset: str) -> Machine:
+    """A known machine, or, for `local`, this one, measured at the model's shapes."""
+    if preset != "local":
+        return machines.preset(preset, config.train.precision)
+    variables = len(config.input_variables)
+    return machines.this_machine(config.model, variables, size.tokens, config.train.micro_batch)
+
+
 def _micro_step_seconds(config: Config, size: Size, machine: Machine) -> float:
     """Forward and backward of a micro-batch: matrix products, attention, and the rest by bytes."""
     model, flops = config.model, training_flops(config, size)
     rows = size.tokens * _sequences(config)
     per_row = machines.elementwise_bytes(model.embed_dim, _hidden(config), model.drop_rate > 0)
-    inputs = len(config.input_variables) * (model.patch**2 + 1)
-    # scores, softmax and weighted pixels of every head and variable, forward and backward
-    moved = rows * model.depth * per_row + 4.0 * size.tokens * model.num_heads * inputs * 12
+    aggregated = machines.aggregation_bytes(model, len(config.input_variables))
     seconds = (flops["linear"] + flops["twice"]) / machine.linear
     seconds += flops["attention"] / machine.attention + flops["terrain"] / machine.terrain
-    seconds += moved / machine.elementwise
+    seconds += rows * model.depth * per_row / machine.elementwise
+    seconds += size.tokens * aggregated / machine.aggregation
     # embedding, calendar, scan, head and loss have about as many small steps as four blocks
     return config.train.micro_batch * seconds + (model.depth + 4) * machine.overhead
 
@@ -392,11 +399,7 @@ def main() -> None:
     config = configs.load(options.config, options.overrides)
     size = size_of(config)
     config.accumulation(options.nodes * options.gpus_per_node)  # refused before anything is timed
-    machine = (
-        machines.this_machine(config.model, size.tokens, config.train.micro_batch)
-        if options.preset == "local"
-        else machines.preset(options.preset, config.train.precision)
-    )
+    machine = machine_for(config, size, options.preset)
     figures = plan(config, size, options.nodes, options.gpus_per_node, machine)
     print(described(config, size, figures, machine))
     if options.json is not None:
