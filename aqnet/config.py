@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import difflib
 import re
-import types
-import typing
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
+from aqnet import periods
+from aqnet.config_reading import build, dump, flattened, overridden, parse, plain
 from aqnet.errors import AqnetError
 
 STATIC_VARIABLES = ("lat2d", "lon2d", "elevation", "population")
@@ -34,6 +32,11 @@ class Split:
     train: tuple[str, ...]
     validation: tuple[str, ...]
     test: tuple[str, ...]
+
+    @property
+    def years(self) -> list[int]:
+        """The calendar years that the three touch together, ascending."""
+        return periods.years((*self.train, *self.validation, *self.test))
 
 
 @dataclass(frozen=True)
@@ -198,7 +201,7 @@ class Config:
         )
 
 
-def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a config file and apply `key=value` overrides.
 
     Raises:
@@ -210,7 +213,7 @@ def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise AqnetError(f"{path}: cannot read the config file: {error}") from None
-    tree = _parse(text, str(path))
+    tree = parse(text, str(path))
     if not isinstance(tree, dict):
         raise AqnetError(f"{path}: expected a mapping of keys, found {type(tree).__name__}")
     return from_dict(overridden(tree, overrides), str(path))
@@ -219,30 +222,25 @@ def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
 def from_dict(tree: dict[str, Any], origin: str) -> Config:
     """Build and check a config from nested dicts; `origin` names it in errors."""
     try:
-        config: Config = _build(Config, tree, "")
-        _check(config)
+        config: Config = build(Config, tree)
+        _check_numbers(config)
+        _check_data(config.data)
+        _check_model(config)
+        _check_training(config)
     except AqnetError as error:
         raise AqnetError(f"{origin}: {error}") from None
     return config
 
 
-def overridden(tree: dict[str, Any], overrides: typing.Sequence[str]) -> dict[str, Any]:
-    """A copy of nested dicts with `key=value` overrides applied."""
-    changed = copy.deepcopy(tree)
-    for override in overrides:
-        _override(changed, override)
-    return changed
-
-
 def to_dict(config: Config) -> dict[str, Any]:
     """Nested dicts and lists, the inverse of `from_dict`; JSON and YAML can hold it."""
-    result: dict[str, Any] = _plain(dataclasses.asdict(config))
+    result: dict[str, Any] = plain(dataclasses.asdict(config))
     return result
 
 
 def to_yaml(config: Config) -> str:
     """The resolved config as text that `load` reads back to an equal config."""
-    return yaml.dump(to_dict(config), Dumper=_CoreDumper, sort_keys=False, allow_unicode=True)
+    return dump(to_dict(config))
 
 
 # Run length, loader, telemetry, checkpointing, micro-batch, validation interval and paths.
@@ -257,7 +255,7 @@ _MAY_CHANGE = re.compile(
 def changes_forbidden_on_continuation(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Keys (with both values) in which two resolved configs differ though a run may not change
     them; data are compared by checksums elsewhere."""
-    before, after = _flatten(old), _flatten(new)
+    before, after = flattened(old), flattened(new)
     return [
         f"{key} ({before.get(key)!r} -> {after.get(key)!r})"
         for key in sorted(before.keys() | after.keys())
@@ -265,174 +263,13 @@ def changes_forbidden_on_continuation(old: dict[str, Any], new: dict[str, Any]) 
     ]
 
 
-# --- YAML 1.2 core schema -----------------------------------------------------------------------
+# --- values and combinations that cannot work ---------------------------------------------------
 
-
-class _CoreLoader(yaml.SafeLoader):
-    pass
-
-
-class _CoreDumper(yaml.SafeDumper):
-    pass
-
-
-# PyYAML's own resolvers are those of YAML 1.1, for which `no` is false and `1e-4` is text
-_CoreLoader.yaml_implicit_resolvers = {}
-_CoreDumper.yaml_implicit_resolvers = {}
-
-
-_SCALARS = {
-    "null": r"~|null|Null|NULL|",
-    "bool": r"true|True|TRUE|false|False|FALSE",
-    "int": r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+",
-    "float": r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
-    r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-}
-for _tag, _pattern in _SCALARS.items():
-    for _class in (_CoreLoader, _CoreDumper):
-        _class.add_implicit_resolver(
-            f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), None
-        )
-
-
-def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
-    text = node.value
-    return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
-
-
-def _construct_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[str, Any]:
-    keys = [str(loader.construct_object(key, deep=True)) for key, _ in node.value]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key {key!r} stands twice", node.start_mark
-            )
-    values = [loader.construct_object(value, deep=True) for _, value in node.value]
-    return dict(zip(keys, values, strict=True))
-
-
-_CoreLoader.add_constructor("tag:yaml.org,2002:int", _construct_int)
-_CoreLoader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
-
-
-def _parse(text: str, origin: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_CoreLoader)
-    except yaml.YAMLError as error:
-        raise AqnetError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from None
-
-
-def _override(tree: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise AqnetError(f"{override!r}: expected key=value, such as train.max_steps=100")
-    *parents, last = key.split(".")
-    for parent in parents:
-        child = tree.get(parent)
-        if child is None:
-            child = tree[parent] = {}
-        if not isinstance(child, dict):
-            raise AqnetError(f"{override!r}: {parent!r} holds a value, not a section")
-        tree = child
-    tree[last] = _parse(text, override)
-
-
-# --- dicts to dataclasses -----------------------------------------------------------------------
-
-
-def _build(kind: Any, value: Any, key: str) -> Any:
-    """`value` as `kind` (a dataclass or a type hint of one of its fields)."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind):
-        return _build_section(kind, value, key)
-    if origin in (typing.Union, types.UnionType):  # `X | None`
-        return None if value is None else _build(arguments[0], value, key)
-    if origin is Literal:
-        if value not in arguments or isinstance(value, bool):
-            raise AqnetError(f"{key} is {value!r}; expected {_one_of(arguments, value)}")
-        return value
-    if origin is tuple:
-        return _build_tuple(arguments, value, key)
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise AqnetError(f"{key} is {value!r}; expected a mapping")
-        return {name: _build(arguments[1], item, f"{key}.{name}") for name, item in value.items()}
-    if kind is float and type(value) in (int, float):
-        return float(value)
-    if type(value) is not kind:
-        raise AqnetError(f"{key} is {value!r}; expected {_TYPE_NAMES[kind]}")
-    return value
-
-
-_TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-
-
-def _build_section(kind: Any, value: Any, key: str) -> Any:
-    if not isinstance(value, dict):
-        raise AqnetError(f"{key or 'the config'} is {value!r}; expected a section of keys")
-    hints = typing.get_type_hints(kind)
-    prefix = f"{key}." if key else ""
-    for name in value:
-        if name not in hints:
-            raise AqnetError(f"unknown key '{prefix}{name}'; {_nearest(name, hints, prefix)}")
-    for item in dataclasses.fields(kind):
-        required = item.default is item.default_factory is dataclasses.MISSING
-        if required and item.name not in value:
-            raise AqnetError(f"the key '{prefix}{item.name}' is missing")
-    return kind(**{name: _build(hints[name], item, prefix + name) for name, item in value.items()})
-
-
-def _build_tuple(arguments: tuple[Any, ...], value: Any, key: str) -> tuple[Any, ...]:
-    if isinstance(value, str) and arguments == (int, int):  # "128x256"
-        parts = value.split("x")
-        value = [int(part) if part.isdigit() else part for part in parts]
-    if not isinstance(value, list | tuple):
-        raise AqnetError(f"{key} is {value!r}; expected a list")
-    if arguments[-1] is not Ellipsis and len(value) != len(arguments):
-        raise AqnetError(f"{key} is {value!r}; expected {len(arguments)} values")
-    if key.startswith("data.split."):  # a year is written as a number
-        value = [str(item) if type(item) is int else item for item in value]
-    return tuple(_build(arguments[0], item, f"{key}[{at}]") for at, item in enumerate(value))
-
-
-def _nearest(name: str, known: typing.Iterable[str], prefix: str) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    if close:
-        return f"did you mean '{prefix}{close[0]}'?"
-    return f"known here: {', '.join(prefix + key for key in known)}"
-
-
-def _one_of(values: tuple[Any, ...], found: Any) -> str:
-    close = difflib.get_close_matches(str(found), [str(value) for value in values], n=1)
-    listed = " or ".join(str(value) for value in values)
-    return listed + (f" (did you mean {close[0]}?)" if close else "")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-# --- combinations that cannot work --------------------------------------------------------------
-
-_PERIOD = re.compile(r"\d{4}(-\d{2}(-\d{2})?)?(/\d{4}(-\d{2}(-\d{2})?)?)?")
-
-
-def _check(config: Config) -> None:
-    _check_data(config.data)
-    _check_model(config)
-    _check_training(config)
+_MAY_BE_ZERO = re.compile(
+    r"seed|validation\.maps|model\.(decoder_depth|drop_path|drop_rate)"
+    r"|train\.(weight_decay|warmup_steps|workers"
+    r"|(target_weights|lead_time_weights|learning_rate_factors)\..*)"
+)
 
 
 def _require(condition: bool, message: str) -> None:
@@ -440,12 +277,27 @@ def _require(condition: bool, message: str) -> None:
         raise AqnetError(message)
 
 
+def _check_numbers(config: Config) -> None:
+    """Every number is positive, save those that may be 0 and the two lists with rules of their
+    own."""
+    for key, value in flattened(to_dict(config)).items():
+        if key in ("data.history_hours", "model.terrain.blocks"):
+            continue
+        for number in value if isinstance(value, list) else [value]:
+            if type(number) in (int, float) and not number > 0:  # NaN is not
+                zero = _MAY_BE_ZERO.fullmatch(key) is not None
+                expected = "not be negative" if zero else "be positive"
+                _require(zero and number == 0, f"{key} must {expected}, found {number}")
+    for key in ("model.drop_path", "model.drop_rate", "train.ema_decay"):
+        share = attrgetter(key)(config)
+        _require(share is None or share < 1, f"{key} must be below 1, found {share}")
+
+
 def _check_data(data: Data) -> None:
-    for key in ("variables", "targets", "lead_times", "history_hours"):
-        values = getattr(data, key)
+    for key in ("variables", "targets", "lead_times", "history_hours", "split.train"):
+        values = attrgetter(key)(data)
         _require(bool(values), f"data.{key} is empty")
         _require(len(set(values)) == len(values), f"data.{key} lists a value twice: {values}")
-    _require(min(data.lead_times) > 0, f"data.lead_times must be positive hours: {data.lead_times}")
     _require(
         data.history_hours[0] == 0 and max(data.history_hours) == 0,
         f"data.history_hours must be 0 followed by negative hours, found {data.history_hours}",
@@ -456,15 +308,20 @@ def _check_data(data: Data) -> None:
             f"data.targets: {target!r} cannot be a target",
         )
     for key in ("train", "validation", "test"):
-        for period in getattr(data.split, key):
-            _require(
-                _PERIOD.fullmatch(period) is not None,
-                f"data.split.{key}: {period!r} is no year (2013), month (2013-10) or date range "
-                "(2013-03-01/2013-09-30)",
-            )
+        try:
+            periods.intervals(getattr(data.split, key))
+        except AqnetError as error:
+            raise AqnetError(f"data.split.{key}: {error}") from None
     for name in data.static_files:
         _require(
-            name in STATIC_VARIABLES, f"data.static_files.{name}: known are {STATIC_VARIABLES}"
+            name in ("elevation", "population"),
+            f"data.static_files.{name}: known are elevation and population",
+        )
+    known = (*data.variables, *data.targets)
+    for name in data.units:
+        _require(
+            name in known,
+            f"data.units.{name}: no such variable in data.variables and data.targets",
         )
     _require(
         (data.resample == "none") == (data.shape is None),
@@ -475,14 +332,10 @@ def _check_data(data: Data) -> None:
 
 def _check_model(config: Config) -> None:
     data, model = config.data, config.model
-    for key in ("patch", "embed_dim", "depth", "num_heads", "window"):
-        _require(getattr(model, key) > 0, f"model.{key} must be positive")
     _require(
         model.embed_dim % model.num_heads == 0,
         f"model.embed_dim {model.embed_dim} is no multiple of model.num_heads {model.num_heads}",
     )
-    for key in ("drop_path", "drop_rate"):
-        _require(0 <= getattr(model, key) < 1, f"model.{key} must be at least 0 and below 1")
     _require(
         model.scan == "raster" or {"u", "v"} <= set(data.variables),
         "model.scan is wind, but data.variables lacks u or v; set model.scan: raster",
@@ -499,7 +352,8 @@ def _check_model(config: Config) -> None:
         model.regions is None or model.attention == "global",
         "model.regions cannot go with model.attention: window; leave one of them out",
     )
-    _check_compatibility(model)
+    if model.compatibility != "none":
+        _check_compatibility(model)
     for block in model.terrain.blocks or ():
         _require(
             0 <= block < model.depth,
@@ -521,8 +375,6 @@ def _check_compatibility(model: Model) -> None:
         "attention": "global",
         "predict": "value",
     }
-    if model.compatibility == "none":
-        return
     for key, value in needed.items():
         _require(
             getattr(model, key) == value,
@@ -537,21 +389,6 @@ def _check_compatibility(model: Model) -> None:
 
 def _check_training(config: Config) -> None:
     train = config.train
-    for key in (
-        "micro_batch",
-        "effective_batch",
-        "learning_rate",
-        "clip_norm",
-        "max_bad_steps",
-        "checkpoint_every",
-        "keep_best",
-        "checksum_every",
-        "log_every",
-        "timeout_seconds",
-    ):
-        _require(getattr(train, key) > 0, f"train.{key} must be positive")
-    _require(config.validation.every > 0, "validation.every must be positive")
-    _require(train.warmup_steps >= 0, "train.warmup_steps must not be negative")
     _require(
         (train.init_from is None) == (train.init_statistics is None),
         "train.init_from needs train.init_statistics (checkpoint or data), and only then",

@@ -56,6 +56,20 @@ def test_shipped_configs_load_and_round_trip(shipped: Path, tmp_path: Path):
         ("data.lead_times=[-12]", ["data.lead_times", "positive"]),
         ("data.history_hours=[-24]", ["data.history_hours"]),
         ("data.split.train=[Spring]", ["data.split.train", "Spring"]),
+        ("data.split.train=[2013-13]", ["data.split.train", "2013-13", "is no year"]),
+        ("data.split.test=[2014/2013]", ["data.split.test", "2014/2013", "ends before"]),
+        ("data.split.train=[]", ["data.split.train", "empty"]),
+        ("data.units.c0=mg m-3", ["data.units.c0", "data.variables"]),
+        ("data.static_files.lat2d=x", ["data.static_files.lat2d", "elevation"]),
+        ("plan.grid=[0, 256]", ["plan.grid", "positive"]),
+        ("model.regions=[4, -1]", ["model.regions", "positive", "-1"]),
+        ("validation.micro_batch=0", ["validation.micro_batch", "positive"]),
+        ("validation.max_items=-3", ["validation.max_items", "positive"]),
+        ("train.workers=-1", ["train.workers", "negative"]),
+        ("train.learning_rate=.nan", ["train.learning_rate", "positive"]),
+        ("train.ema_decay=1.0", ["train.ema_decay", "below 1"]),
+        ("train.target_weights.pm25=-1", ["train.target_weights.pm25", "negative"]),
+        ("seed=-1", ["seed", "negative"]),
         ("data.targets=[so2]", ["model.predict", "so2"]),
         ("data.targets=[elevation]", ["data.targets", "elevation"]),
         ("data.variables=[pm25, elevation]", ["model.scan", "raster"]),
@@ -75,7 +89,7 @@ def test_shipped_configs_load_and_round_trip(shipped: Path, tmp_path: Path):
         ("data.targets=[pm25@-24h]", ["data.targets", "pm25@-24h"]),
         ("data.static_files.slope=x", ["data.static_files.slope", "elevation"]),
         ("data.resample=area", ["data.shape", "data.resample"]),
-        ("data.units.co=1", ["data.units.co", "text"]),
+        ("data.units.pm25=1", ["data.units.pm25", "text"]),
         ("data.sources=[{path: x, nams: {}}]", ["data.sources[0].nams", "data.sources[0].names"]),
         ("model=3", ["model is 3", "section"]),
         ("model.patch=0", ["model.patch", "positive"]),
@@ -179,7 +193,8 @@ def test_scalars_mean_what_yaml_1_2_says(path: Path, text: str, value: Any):
 def test_texts_that_look_like_other_scalars_survive_writing(path: Path, tmp_path: Path):
     texts = ("no", "off", "12:30", "1e-4", "null", "~", "true", "010", "0x1F", "2013", "", "a: #b")
     changed = tree()
-    changed["data"]["units"] = {name or "empty": name for name in texts}
+    names = {name or "empty": name for name in texts}
+    changed["data"]["sources"] = [{"path": "x", "names": names}]
     config = configs.from_dict(changed, "here")
     (tmp_path / "resolved.yaml").write_text(configs.to_yaml(config))
     assert configs.load(tmp_path / "resolved.yaml") == config

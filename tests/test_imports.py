@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "aqnet"
-BASE = {"config", "errors", "batch", "arrivals", "distributed", "checkpoint", "checkpoint_files"}
+BASE = {
+    *("config", "config_reading", "periods", "errors", "batch", "arrivals", "distributed"),
+    *("checkpoint", "checkpoint_files"),
+}
 PARTS = ("data", "model", "training", "evaluation")
 FILES = sorted(PACKAGE.rglob("*.py"))
 NAMES = [path.relative_to(PACKAGE).as_posix() for path in FILES]

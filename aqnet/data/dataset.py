@@ -12,10 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from aqnet import distributed
+from aqnet import distributed, periods
 from aqnet.batch import Batch, Statistics
 from aqnet.config import STATIC_VARIABLES, Config
-from aqnet.data import split
 from aqnet.data.store import Store, open_store
 from aqnet.errors import AqnetError
 
@@ -30,7 +29,7 @@ def open_stores(config: Config) -> list[Store]:
         AqnetError: one is missing, unfinished, on another grid, or lacks a variable; or two hold
             the same hour.
     """
-    years = split.all_years(config.data.split)
+    years = config.data.split.years
     # looking for every shard file is for one process: 800 would ask the file system a million times
     whole = distributed.is_main()
     stores = [open_store(Path(config.data.stores) / f"{year}.zarr", whole=whole) for year in years]
@@ -261,7 +260,7 @@ def _samples(config: Config, split_name: str, hours: Hours) -> tuple[Hours, str]
 def _inside(config: Config, split_name: str, hours: Hours) -> Flags:
     """Whether each hour lies in a split, same shape."""
     inside = np.zeros(hours.shape, dtype=bool)
-    for first, end in split.intervals(getattr(config.data.split, split_name)):
+    for first, end in periods.intervals(getattr(config.data.split, split_name)):
         inside |= (hours >= first) & (hours < end)
     return inside
 
@@ -285,7 +284,7 @@ def _normalise(
 
 def _check_year(store: Store, year: int) -> None:
     for hour in store.time[[0, -1]].tolist():
-        if split.year_of(hour) != year:
+        if periods.year_of(hour) != year:
             raise AqnetError(
                 f"{store.path}: holds {np.datetime64(hour, 'h')}, which is not of {year}; put the "
                 "stores back under their own names"

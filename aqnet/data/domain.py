@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from aqnet import periods
 from aqnet.checkpoint_files import sync
 from aqnet.config import Config
-from aqnet.data import split, store
+from aqnet.data import store
 from aqnet.data.model_grid import ModelGrid
 from aqnet.data.origin import made_from, store_path
 from aqnet.data.parallel import Progress, Workers
@@ -47,7 +48,8 @@ def domain(config: Config, grid: ModelGrid, workers: Workers) -> Array:
 
 def _tell_overlap(config: Config, grid: ModelGrid, mask: Array) -> None:
     """A mask of another projection, or upside down, shows in how few of its cells have data."""
-    first = int(np.searchsorted(grid.sources.times, split.intervals(config.data.split.train)[0][0]))
+    began, _ = periods.intervals(config.data.split.train)[0]
+    first = int(np.searchsorted(grid.sources.times, began))
     block = grid.read(config.data.targets, slice(first, first + store.HOURS_PER_SHARD))
     observed = np.isfinite(block).any(axis=(0, 1))
     print(
@@ -75,9 +77,8 @@ def _observed(config: Config, grid: ModelGrid, workers: Workers) -> Array:
     """Cells with a finite target at some time of the training split."""
     sources, blocks = grid.sources, []
     identity: dict[str, Any] = {"targets": list(config.data.targets)}
-    for period, hours in zip(
-        config.data.split.train, split.intervals(config.data.split.train), strict=True
-    ):
+    training = config.data.split.train
+    for period, hours in zip(training, periods.intervals(training), strict=True):
         first, after = (int(row) for row in np.searchsorted(sources.times, hours))
         blocks += grid.blocks(first, after)
         identity[period] = made_from(config, sources, slice(first, after))

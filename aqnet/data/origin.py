@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from aqnet import periods
 from aqnet.config import STATIC_VARIABLES, Config
-from aqnet.data import split, store
+from aqnet.data import store
 from aqnet.data.source_files import sizes_and_times
 from aqnet.data.sources import SourceView, dynamic_names, hour_text
 from aqnet.errors import AqnetError
@@ -26,7 +27,7 @@ def year_rows(config: Config, sources: SourceView, year: int) -> slice:
     Raises:
         AqnetError: there is none.
     """
-    first, after = split.intervals((f"{year:04}",))[0]
+    first, after = periods.intervals((f"{year:04}",))[0]
     start, stop = (int(row) for row in np.searchsorted(sources.times, (first, after)))
     if start == stop:
         raise AqnetError(

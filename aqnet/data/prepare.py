@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from aqnet import config as configuration
 from aqnet.config import Config
-from aqnet.data import domain, origin, split, statistics, store, store_writer, units
+from aqnet.data import domain, origin, statistics, store, store_writer, units
 from aqnet.data.model_grid import ModelGrid
 from aqnet.data.parallel import Progress, Workers
 from aqnet.data.sources import dynamic_names, hour_text, open_sources
@@ -50,7 +50,7 @@ def prepare(
             stores already there, no cell ever holds a target, or the stores cannot be written.
     """
     sources = open_sources(config.data, write=not dry_run)
-    years = split.all_years(config.data.split)
+    years = config.data.split.years
     for year in only or ():
         if year not in years:
             raise AqnetError(f"--year: {year} is not in data.split, which has {years}")

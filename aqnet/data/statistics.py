@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from aqnet import periods
 from aqnet.batch import Statistics
 from aqnet.checkpoint_files import replace_text
 from aqnet.config import STATIC_VARIABLES, Config
-from aqnet.data import split
 from aqnet.data.dataset import ForecastDataset
 from aqnet.data.moments import Moments, merged, moments
 from aqnet.data.sources import dynamic_names
@@ -31,11 +31,11 @@ def compute(config: Config, stores: Sequence[Store]) -> Statistics:
     """
     names = dynamic_names(config.data)
     statics = tuple(name for name in config.data.variables if name in STATIC_VARIABLES)
-    periods = split.intervals(config.data.split.train)
+    training = periods.intervals(config.data.split.train)
     parts = []
     for store in stores:
         channels = [store.names.index(name) for name in names]
-        wanted = [(store.time >= first) & (store.time < end) for first, end in periods]
+        wanted = [(store.time >= first) & (store.time < end) for first, end in training]
         parts.append(store.moments()[np.any(wanted, axis=0)][:, :, channels])
     total = merged(np.concatenate(parts))
     if statics:

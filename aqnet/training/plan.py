@@ -20,6 +20,7 @@ import numpy as np
 import zarr
 
 from aqnet import config as configs
+from aqnet import periods
 from aqnet.checkpoint_files import replace_text
 from aqnet.config import Config
 from aqnet.errors import AqnetError, run
@@ -28,7 +29,6 @@ from aqnet.training.machine import GB, Machine
 
 _SCAN_FEATURES = 64  # aqnet.model.climax.SCAN_FEATURES
 _BUCKET = 25 * 2**20  # bytes of a DDP bucket
-_HOUR = np.timedelta64(1, "h")
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,10 @@ def size_of(config: Config) -> Size:
     Raises:
         AqnetError: there are no stores, and the config says no grid.
     """
-    periods = [_period(text) for text in config.data.split.train]
-    years = {int(first.astype("datetime64[Y]").astype(int)) + 1970 for first, _ in periods}
-    paths = [Path(config.data.stores) / f"{year}.zarr" for year in sorted(years)]
+    training = config.data.split.train
+    paths = [Path(config.data.stores) / f"{year}.zarr" for year in periods.years(training)]
     if all(path.is_dir() for path in paths):
-        return _stored_size(config, paths, periods)
+        return _stored_size(config, paths)
     shape = config.data.shape or config.plan.grid
     if shape is None:
         raise AqnetError(
@@ -68,7 +67,7 @@ def size_of(config: Config) -> Size:
         )
     patches = math.prod(-(-cells // config.model.patch) for cells in shape)
     share = config.plan.domain_fraction if config.model.tokens == "domain" else 1.0
-    hours = sum(int((end - first) / _HOUR) for first, end in periods)
+    hours = sum(end - first for first, end in periods.intervals(training))
     said = (
         f"no stores at {config.data.stores}: a grid of {shape[0]} x {shape[1]} cells, every hour "
         f"of the training periods, and {share:.0%} of the patches as tokens are assumed",
@@ -76,22 +75,15 @@ def size_of(config: Config) -> Size:
     return Size(*shape, tokens=round(share * patches), hours=hours, said=said)
 
 
-def _period(text: str) -> tuple[np.datetime64, np.datetime64]:
-    first, _, last = text.partition("/")
-    begin, end = np.datetime64(first), np.datetime64(last or first) + 1
-    return begin.astype("datetime64[h]"), end.astype("datetime64[h]")
-
-
-def _stored_size(
-    config: Config, paths: Sequence[Path], periods: Sequence[tuple[np.datetime64, np.datetime64]]
-) -> Size:
+def _stored_size(config: Config, paths: Sequence[Path]) -> Size:
     hours = stored = 0
+    training = periods.intervals(config.data.split.train)
     for path in paths:
         group = zarr.open_group(path, mode="r")
         mask, time = (np.asarray(group[name]) for name in ("mask", "time"))
-        when = time.astype("datetime64[h]")
+        wanted = [(time >= first) & (time < end) for first, end in training]
         stored += len(time)
-        hours += int(np.any([(when >= first) & (when < end) for first, end in periods], 0).sum())
+        hours += int(np.any(wanted, 0).sum())
     patch = config.model.patch
     height, width = mask.shape
     padded = np.pad(mask, ((0, -height % patch), (0, -width % patch)))

@@ -5,14 +5,17 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import zarr
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from aqnet import periods
 from aqnet.batch import Grid, Statistics
-from aqnet.config import Config, from_dict, load
+from aqnet.config import Config, from_dict, load, to_dict
 from aqnet.errors import AqnetError
 from aqnet.model.climax import ClimaX
 from aqnet.training import machine as machines
@@ -136,6 +139,18 @@ def test_stores_are_read_where_they_exist(tiny: dict[str, Any]) -> None:
     size = plan.size_of(from_dict(tiny, "tiny"))
     assert (size.height, size.width, size.hours) == (8, 16, 14 * 24)
     assert 0 < size.tokens < 4 * 8
+
+
+def test_a_training_period_over_two_years_reads_both_stores(tmp_path: Path) -> None:
+    for year in ("2015", "2016"):
+        group = zarr.open_group(tmp_path / f"{year}.zarr", mode="w")
+        start, end = periods.intervals((year,))[0]
+        group.create_array("mask", data=np.ones((4, 6), bool))
+        group.create_array("time", data=np.arange(start, end))
+    tree = to_dict(config_of())
+    tree["data"]["stores"] = str(tmp_path)
+    size = plan.size_of(from_dict(tree, "test"))
+    assert (size.hours, size.stored_hours) == (24 + 8784, 8760 + 8784)
 
 
 def test_ring_and_tree_follow_the_alpha_beta_model() -> None:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from aqnet.data import split
+from aqnet import periods
 from aqnet.errors import AqnetError
 
 
@@ -21,19 +21,19 @@ def hour(text: str) -> int:
     ],
 )
 def test_the_last_day_of_a_period_is_included(period: str, first: str, end: str):
-    assert split.intervals((period,)) == [(hour(first), hour(end))]
+    assert periods.intervals((period,)) == [(hour(first), hour(end))]
 
 
 def test_leap_years_have_8784_hours():
-    lengths = [end - first for first, end in split.intervals(("2015", "2016"))]
+    lengths = [end - first for first, end in periods.intervals(("2015", "2016"))]
     assert lengths == [8760, 8784]
 
 
 def test_years_touched_are_listed_once():
-    assert split.years(("2014-12", "2014-01", "2016-12-31/2017-01-01")) == [2014, 2016, 2017]
+    assert periods.years(("2014-12", "2014-01", "2016-12-31/2017-01-01")) == [2014, 2016, 2017]
 
 
 @pytest.mark.parametrize("period", ["2013-13", "2013-02-30", "2014/2013"])
 def test_impossible_dates_are_named(period: str):
     with pytest.raises(AqnetError, match=period):
-        split.intervals((period,))
+        periods.intervals((period,))

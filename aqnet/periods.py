@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+
 import numpy as np
 
-from aqnet.config import Split
 from aqnet.errors import AqnetError
 
+_DATE = r"\d{4}(?:-\d{2}(?:-\d{2})?)?"
+_PERIOD = re.compile(f"({_DATE})(?:/({_DATE}))?")
 
-def intervals(periods: tuple[str, ...]) -> list[tuple[int, int]]:
+
+def intervals(periods: Sequence[str]) -> list[tuple[int, int]]:
     """Half-open [first, end) hours of each period, in the order given.
 
     Args:
@@ -20,17 +25,12 @@ def intervals(periods: tuple[str, ...]) -> list[tuple[int, int]]:
     return [_interval(period) for period in periods]
 
 
-def years(periods: tuple[str, ...]) -> list[int]:
+def years(periods: Sequence[str]) -> list[int]:
     """The calendar years that the periods touch, ascending."""
     touched: set[int] = set()
     for first, end in intervals(periods):
         touched.update(range(year_of(first), year_of(end - 1) + 1))
     return sorted(touched)
-
-
-def all_years(periods: Split) -> list[int]:
-    """The calendar years that training, validation and test touch together, ascending."""
-    return years((*periods.train, *periods.validation, *periods.test))
 
 
 def year_of(hour: int) -> int:
@@ -39,18 +39,17 @@ def year_of(hour: int) -> int:
 
 
 def _interval(period: str) -> tuple[int, int]:
-    first, slash, last = period.partition("/")
+    match = _PERIOD.fullmatch(period)
     try:
+        if match is None:
+            raise ValueError
         # a datetime64 has the unit its text has, so adding 1 steps a year, a month or a day
-        begin, end = np.datetime64(first), np.datetime64(last if slash else first) + 1
+        begin, end = np.datetime64(match[1]), np.datetime64(match[2] or match[1]) + 1
     except ValueError:
         raise AqnetError(
-            f"data.split: {period!r} is no year, month, day or range of dates"
+            f"{period!r} is no year (2013), month (2013-10) or date range (2013-03-01/2013-09-30)"
         ) from None
-    hours = (
-        int(begin.astype("datetime64[h]").astype(int)),
-        int(end.astype("datetime64[h]").astype(int)),
-    )
-    if hours[0] >= hours[1]:
-        raise AqnetError(f"data.split: {period!r} ends before it begins")
-    return hours
+    first, after = (int(date.astype("datetime64[h]").astype(int)) for date in (begin, end))
+    if first >= after:
+        raise AqnetError(f"{period!r} ends before it begins")
+    return first, after
