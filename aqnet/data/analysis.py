@@ -7,7 +7,6 @@ from numpy.typing import NDArray
 
 from aqnet.config import STATIC_VARIABLES, Config, Source
 from aqnet.data.model_grid import ModelGrid
-from aqnet.data.source_files import open_file
 from aqnet.data.sources import SourceView
 from aqnet.data.store import Store
 from aqnet.errors import AqnetError
@@ -34,7 +33,7 @@ class Analysis:
         self._grid = ModelGrid(config, self._view)
         self._channels = store.names
         self._needed = [name for name in data.variables if name not in STATIC_VARIABLES]
-        self.path, self.hours = path, self._view.times
+        self.hours = self._view.times
         for what in ("lat", "lon"):
             ours, theirs = getattr(store.grid, what).numpy(), getattr(self._grid, what)
             if ours.shape != theirs.shape or np.abs(ours - theirs).max() > _SAME_PLACE:
@@ -57,20 +56,8 @@ class Analysis:
         if row == len(self.hours) or self.hours[row] != hour:
             return None
         rows = slice(row, row + 1)
-        self._check_variables(rows)
+        self._view.check_variables(self._needed, rows)
         found = self._grid.read(self._needed, rows)[0]
         fields = np.full((len(self._channels), *found.shape[1:]), np.nan, np.float32)
         fields[[self._channels.index(name) for name in self._needed]] = found
         return fields
-
-    def _check_variables(self, rows: slice) -> None:
-        inside = {name: self._view.file_name(name) for name in self._needed}
-        for path, _ in self._view.pieces(rows):
-            with open_file(path) as file:
-                lost = [name for name in self._needed if inside[name] not in file.dimensions]
-                if lost:
-                    listed = ", ".join(f"{name} (as {inside[name]!r})" for name in lost)
-                    raise AqnetError(
-                        f"{path}: lacks {listed}, which the forecast needs; if the file calls "
-                        "them otherwise, say so in data.sources[].names"
-                    )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from aqnet.config import Config
 from aqnet.data import units
-from aqnet.data.source_files import TIME_NAMES, SourceFile, open_file
+from aqnet.data.source_files import SECONDS, TIME_NAMES, SourceFile, open_file, whole_hours
 from aqnet.data.sources import coordinates, missing_to_nan
 from aqnet.errors import AqnetError
 
@@ -26,7 +26,6 @@ CAMS_NAMES: Mapping[str, tuple[str, ...]] = {
 }
 _START_NAMES = ("forecast_reference_time", "time")
 _LEAD_NAMES = ("lead_time", "forecast_period", "leadtime", "step")
-_SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
 
 
 class ForecastFiles:
@@ -59,7 +58,7 @@ class ForecastFiles:
                     for pair in zip(coordinates(file), (self.lat, self.lon), strict=True)
                 ):
                     raise AqnetError(f"{file_path}: another grid than {files[0]}")
-                hours = np.atleast_1d(file.times(self._start))
+                hours = file.times(self._start)
                 for row, hour in enumerate(hours.tolist()):
                     if hour in self._places:
                         twice = f"{np.datetime64(hour, 'h')} is in {self._places[hour][0]} as well"
@@ -169,7 +168,7 @@ class ForecastFiles:
 
 def _lead_hours(file: SourceFile, name: str) -> NDArray[np.int64]:
     unit = (file.unit(name) or "").strip().removesuffix("s")
-    if unit not in _SECONDS:
+    if unit not in SECONDS:
         raise AqnetError(f"{file.path}: {name!r} has units {file.unit(name)!r}; expected hours")
     values = np.atleast_1d(file.read(name)).astype(np.float64)
-    return np.rint(values * (_SECONDS[unit] / 3600)).astype(np.int64)
+    return whole_hours(f"{file.path}: {name!r}", values * SECONDS[unit])

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from aqnet.data.caqra import is_archive, member
 from aqnet.errors import AqnetError
 
-_SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
+SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
 _CALENDARS = ("standard", "gregorian", "proleptic_gregorian")
+_FIRST_GREGORIAN_DAY = np.datetime64("1582-10-15")
 _UNITS = re.compile(
     r"(second|minute|hour|day)s?\s+since\s+(\d{1,4}-\d{1,2}-\d{1,2})"
     r"(?:[T ](\d{1,2}):(\d{2})(?::(\d{1,2})(?:\.0*)?)?)?(?:\s*(?:Z|UTC|\+00:?00))?"
@@ -45,7 +46,7 @@ class Layout(NamedTuple):
 
 
 class SourceFile(Protocol):
-    """What both layouts offer.
+    """What both layouts have in common.
 
     Attributes:
         path: the file or store.
@@ -55,8 +56,8 @@ class SourceFile(Protocol):
     path: Path
     dimensions: dict[str, tuple[str, ...]]
 
-    def unit(self, name: str) -> str | None:
-        """The units attribute of a variable, None where it has none."""
+    def attribute(self, name: str, key: str) -> Any:
+        """An attribute of a variable, None where it has none."""
 
     def layout(self, name: str) -> Layout:
         """How a variable is stored."""
@@ -64,8 +65,17 @@ class SourceFile(Protocol):
     def read(self, name: str, rows: Rows = None) -> Floats:
         """A variable (or rows of its first dimensions), unpacked, NaN where missing."""
 
+    def unit(self, name: str) -> str | None:
+        """The units attribute of a variable, None where it has none."""
+        found = self.attribute(name, "units")
+        return None if found is None else str(found)
+
     def times(self, name: str | None = None) -> NDArray[np.int64]:
         """A time coordinate (else the one), hours since 1970-01-01 00:00 UTC, as in the file."""
+        name = name or _time_name(self)
+        calendar = str(self.attribute(name, "calendar") or "standard").lower()
+        values = np.atleast_1d(self.read(name)).astype(np.float64)
+        return _hours(self.path, name, values, self.unit(name) or "", calendar)
 
 
 def sizes_and_times(path: Path) -> list[str]:
@@ -107,15 +117,15 @@ def open_file(path: Path) -> Iterator[SourceFile]:
         dataset.close()
 
 
-class _NetCDF:
+class _NetCDF(SourceFile):
     def __init__(self, path: Path, dataset: Any) -> None:
         self.path, self._dataset = path, dataset
         self.dimensions = {
             name: tuple(variable.dimensions) for name, variable in dataset.variables.items()
         }
 
-    def unit(self, name: str) -> str | None:
-        return getattr(self._dataset.variables[name], "units", None)
+    def attribute(self, name: str, key: str) -> Any:
+        return getattr(self._dataset.variables[name], key, None)
 
     def layout(self, name: str) -> Layout:
         variable = self._dataset.variables[name]
@@ -127,22 +137,14 @@ class _NetCDF:
         variable = self._dataset.variables[name]
         try:
             values = np.ma.asarray(variable[...] if rows is None else variable[rows])
-            return _filled(_floating(values.data), np.ma.getmaskarray(values))
+            found = _floating(values.data)
         except _DAMAGE as error:
             raise _unreadable(self.path, name, error) from None
-
-    def times(self, name: str | None = None) -> NDArray[np.int64]:
-        name = name or _time_name(self)
-        variable = self._dataset.variables[name]
-        return _hours(
-            self.path,
-            np.atleast_1d(self.read(name)).astype(np.float64),
-            getattr(variable, "units", None),
-            getattr(variable, "calendar", "standard"),
-        )
+        found[np.ma.getmaskarray(values)] = np.nan
+        return found
 
 
-class ZarrStore:
+class ZarrStore(SourceFile):
     """A Zarr store, v2 or v3."""
 
     def __init__(self, path: Path) -> None:
@@ -160,9 +162,8 @@ class ZarrStore:
         found: Any = named or array.attrs.get("_ARRAY_DIMENSIONS")
         return tuple(str(name) for name in found or (f"dim_{at}" for at in range(array.ndim)))
 
-    def unit(self, name: str) -> str | None:
-        found = self._arrays[name].attrs.get("units")
-        return None if found is None else str(found)
+    def attribute(self, name: str, key: str) -> Any:
+        return self._arrays[name].attrs.get(key)
 
     def layout(self, name: str) -> Layout:
         array = self._arrays[name]
@@ -178,15 +179,10 @@ class ZarrStore:
         packed = "scale_factor" in array.attrs or "add_offset" in array.attrs
         values = _floating(raw.astype(np.float64) if packed else raw)
         for mark in marks:
-            _filled(values, raw == mark)
+            values[raw == mark] = np.nan
         factor: Any = array.attrs.get("scale_factor", 1.0)
         offset: Any = array.attrs.get("add_offset", 0.0)
         return values * float(factor) + float(offset) if packed else values
-
-    def times(self, name: str | None = None) -> NDArray[np.int64]:
-        name = name or _time_name(self)
-        calendar = str(self._arrays[name].attrs.get("calendar", "standard"))
-        return _hours(self.path, self.read(name).astype(np.float64), self.unit(name), calendar)
 
     def lost_chunk(self, name: str) -> str | None:
         """The key of a chunk without a file whose place in space has one at another time.
@@ -229,11 +225,6 @@ def _floating(values: NDArray[Any]) -> Floats:
     return values.copy() if values.dtype == np.float32 else values.astype(np.float64)
 
 
-def _filled(values: Floats, missing: NDArray[np.bool_]) -> Floats:
-    values[missing] = np.nan
-    return values
-
-
 def _time_name(file: SourceFile) -> str:
     for name in TIME_NAMES:
         if len(file.dimensions.get(name, ("", ""))) <= 1:
@@ -249,25 +240,42 @@ def _unreadable(path: Path, name: str, error: BaseException) -> AqnetError:
 
 
 def _hours(
-    path: Path, values: NDArray[np.float64], units: str | None, calendar: str
+    path: Path, name: str, values: NDArray[np.float64], units: str, calendar: str
 ) -> NDArray[np.int64]:
-    if calendar.lower() not in _CALENDARS:
+    if calendar not in _CALENDARS:
         raise AqnetError(
-            f"{path}: the calendar of 'time' is {calendar!r}; expected one of "
+            f"{path}: the calendar of {name!r} is {calendar!r}; expected one of "
             f"{', '.join(_CALENDARS)} (with leap days)"
         )
-    match = _UNITS.fullmatch((units or "").strip())
-    if match is None:
+    where, match = f"{path}: {name!r}", _UNITS.fullmatch(units.strip())
+    try:
+        if match is None:
+            raise ValueError
+        year, month, day = (int(part) for part in match[2].split("-"))
+        origin = np.datetime64(f"{year:04}-{month:02}-{day:02}", "s")
+    except ValueError:
         raise AqnetError(
-            f"{path}: 'time' has units {units!r}; expected such as 'hours since 1970-01-01'"
+            f"{where} has units {units!r}; expected such as 'hours since 1970-01-01'"
+        ) from None
+    if calendar != "proleptic_gregorian" and origin < _FIRST_GREGORIAN_DAY:
+        raise AqnetError(
+            f"{where} counts from {match[2]}, which in the calendar {calendar!r} is a Julian date, "
+            "two days off; count from 1970, or name the calendar proleptic_gregorian if it is meant"
         )
-    if not np.isfinite(values).all():
-        raise AqnetError(f"{path}: 'time' holds missing values")
-    year, month, day = match[2].split("-")
-    origin = np.datetime64(f"{int(year):04}-{int(month):02}-{int(day):02}", "s").astype(np.int64)
-    origin += int(match[3] or 0) * 3600 + int(match[4] or 0) * 60 + int(match[5] or 0)
-    hours = (values * _SECONDS[match[1]] + float(origin)) / 3600
+    start = int(origin.astype(np.int64)) + int(match[3] or 0) * 3600 + int(match[4] or 0) * 60
+    return whole_hours(where, values * SECONDS[match[1]] + start + int(match[5] or 0))
+
+
+def whole_hours(where: str, seconds: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Seconds as hours; `where` names the file and its coordinate in errors.
+
+    Raises:
+        AqnetError: some are missing, or no whole hours.
+    """
+    if not np.isfinite(seconds).all():
+        raise AqnetError(f"{where} holds missing values")
+    hours = seconds / 3600
     rounded = np.rint(hours)
-    if values.size and abs(hours - rounded).max() > 1e-3:
-        raise AqnetError(f"{path}: 'time' holds times that are no whole hours")
+    if hours.size and abs(hours - rounded).max() > 1e-3:
+        raise AqnetError(f"{where} holds times that are no whole hours")
     return rounded.astype(np.int64)

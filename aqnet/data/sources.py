@@ -176,6 +176,7 @@ class SourceView:
         """
         for path, _ in self.pieces(rows):
             with self._open(path) as file:
+                self._check_present(file, names)
                 for name in names:
                     self._conversion(file, name)
                     self._check_shape(file, name)
@@ -250,13 +251,18 @@ class SourceView:
         files = [paths[0].name, paths[-1].name, len(paths)] if paths else []
         return {"first_last_and_count_of_files": files, "file_sizes_and_times": digest.hexdigest()}
 
-    def _conversion(self, file: SourceFile, name: str) -> units.Conversion:
-        inside = self.file_name(name)
-        if inside not in file.dimensions:
+    def _check_present(self, file: SourceFile, names: Sequence[str]) -> None:
+        lost = [name for name in names if self.file_name(name) not in file.dimensions]
+        if lost:
+            listed = ", ".join(f"{name} (as {self.file_name(name)!r})" for name in lost)
             raise AqnetError(
-                f"{file.path}: variable {inside!r} (aqnet's {name!r}) is missing; the file holds "
-                f"{', '.join(sorted(file.dimensions))}; map it in data.sources[].names"
+                f"{file.path}: lacks {listed}; it holds {', '.join(sorted(file.dimensions))}; if "
+                "it calls them otherwise, say so in data.sources[].names"
             )
+
+    def _conversion(self, file: SourceFile, name: str) -> units.Conversion:
+        self._check_present(file, (name,))
+        inside = self.file_name(name)
         unit = self._given_units.get(name, file.unit(inside))
         return units.conversion(name, unit, f"{file.path}: variable {inside!r}")
 

@@ -121,3 +121,15 @@ def test_other_times_and_other_units_of_time_are_named(tmp_path: Path):
         ForecastFiles(path, config(tmp_path))
     with pytest.raises(AqnetError, match="nothing matches"):
         ForecastFiles(str(tmp_path / "no*.nc"), config(tmp_path))
+
+
+def test_lead_times_between_hours_are_refused_and_never_rounded(tmp_path: Path):
+    dims = {
+        "time": np.array([float(START)]),
+        "step": np.array([2.75, 3.0]),  # the first would be taken for 3 h
+        "latitude": LAT,
+        "longitude": LON,
+    }
+    path = write(tmp_path / "f.nc", dims, {"pm2p5": np.ones((1, 2, 3, 2))}, step="hours")
+    with pytest.raises(AqnetError, match=r"f\.nc: 'step' holds times that are no whole hours"):
+        ForecastFiles(path, config(tmp_path))

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 
 from aqnet.config import Data, Source, load
 from aqnet.data.sources import SourceView, dynamic_names, open_sources
@@ -103,8 +104,43 @@ def test_impossible_values_are_refused(tmp_path, value, found):
 def test_missing_variable_lists_what_there_is(tmp_path):
     write_zarr(tmp_path / "a.zarr", hours(2013, 3), fields(3))
     view = SourceView(Source(str(tmp_path / "*.zarr")))
-    with pytest.raises(AqnetError, match=r"'no2'.*is missing.*elevation"):
-        view.check_variables(("no2",), slice(0, 3))
+    with pytest.raises(AqnetError, match=r"lacks no2 \(as 'no2'\), co \(as 'co'\); .*elevation"):
+        view.check_variables(("no2", "o3", "co"), slice(0, 3))
+    with pytest.raises(AqnetError, match=r"lacks no2"):
+        view.read(("no2",), slice(0, 3))
+
+
+@pytest.mark.parametrize(
+    ("attributes", "found"),
+    [
+        ({"units": "hours since 1-1-1 00:00:0.0"}, "'time' counts from 1-1-1.*Julian"),
+        ({"units": "hours since 1970-13-01"}, "'time' has units 'hours since 1970-13-01'"),
+        ({"units": 3}, "'time' has units '3'"),
+        ({"units": "minutes since 1970-01-01"}, "'time' holds times that are no whole hours"),
+    ],
+)
+def test_times_that_cannot_be_trusted_are_refused(tmp_path, attributes, found):
+    path = write_zarr(tmp_path / "a.zarr", hours(2013, 3), fields(3))
+    zarr.open_group(path)["time"].attrs.update(attributes)
+    with pytest.raises(AqnetError, match=rf"a\.zarr: {found}"):
+        SourceView(Source(str(path)))
+
+
+def test_years_before_1582_count_rightly_where_the_calendar_is_proleptic(tmp_path):
+    first = np.datetime64("0001-01-01", "h").astype(np.int64)
+    path = write_zarr(tmp_path / "a.zarr", hours(2013, 3) - first, fields(3))
+    named = {"units": "hours since 0001-01-01", "calendar": "proleptic_gregorian"}
+    zarr.open_group(path)["time"].attrs.update(named)
+    np.testing.assert_array_equal(SourceView(Source(str(path))).times, hours(2013, 3))
+
+
+def test_netcdf_units_that_are_a_number_are_read_as_text(tmp_path):
+    netCDF4 = pytest.importorskip("netCDF4")
+    write_netcdf(tmp_path / "a.nc", hours(2013, 8, 3), two_d=False)
+    with netCDF4.Dataset(tmp_path / "a.nc", "a") as file:
+        file["go3"].units = np.int32(1)
+    view = SourceView(Source(str(tmp_path / "*.nc"), {"rh": "go3"}))
+    assert np.nanmean(view.read(("rh",), slice(0, 8))) > 100  # a share, so per cent
 
 
 def test_unreadable_files_are_named(tmp_path):
