@@ -40,14 +40,10 @@ def compare(first: Path, second: Path) -> list[dict[str, Any]]:
     for target in _shared(runs, "targets"):
         for lead in _shared(runs, "lead_times"):
             for region in _shared(runs, "regions"):
-                (ours, weights), (theirs, others) = (
-                    _of_model(run, target, lead, region) for run in runs
+                _check_same_pairs(first, second, runs, target, lead, region)
+                (ours, weights), (theirs, _) = (
+                    _of(run, "aqnet", target, lead, region) for run in runs
                 )
-                if not np.allclose(weights, others, rtol=1e-9):
-                    raise AqnetError(
-                        f"{first} and {second}: {target} at {lead} h was scored over other cells "
-                        "or pairs; use the same stores, mask and regions for both"
-                    )
                 if weights.sum() > 0:
                     about = {"pollutant": target, "lead_time_hours": int(lead), "region": region}
                     rows.append({**about, **difference(ours, theirs, weights)})
@@ -95,11 +91,11 @@ def diebold_mariano(losses: Values, weights: Values) -> float | None:
     Returns:
         None where there are fewer than MIN_BLOCKS blocks of days, or no difference at all.
     """
-    days = len(losses)
-    if days <= metrics.BLOCK_DAYS * (metrics.MIN_BLOCKS - 1):
+    if len(metrics.blocks(np.stack([losses, weights], axis=1))) < metrics.MIN_BLOCKS:
         return None
     mean = losses.sum() / weights.sum()
     parts = (losses - mean * weights) / weights.mean()
+    days = len(losses)
     variance = float(parts @ parts)
     for lag in range(1, metrics.BLOCK_DAYS + 1):
         share = 1.0 - lag / (metrics.BLOCK_DAYS + 1)
@@ -141,16 +137,34 @@ def _check_same_times(first: Path, second: Path, a: Daily, b: Daily) -> None:
         )
 
 
+def _check_same_pairs(
+    first: Path, second: Path, runs: list[Daily], target: str, lead: int, region: str
+) -> None:
+    """Refuse other cells, or another truth, of which the errors of persistence tell."""
+    (errors, weights), (others, other_weights) = (
+        _of(run, "persistence", target, lead, region) for run in runs
+    )
+    lack = None if np.allclose(weights, other_weights, rtol=1e-9) else "over other cells or pairs"
+    # the truth went through the normalisation of the model in float32
+    if lack is None and not np.allclose(errors.sum(), others.sum(), rtol=1e-3):
+        lack = "against another truth"
+    if lack is not None:
+        raise AqnetError(
+            f"{first} and {second}: {target} at {lead} h was scored {lack}; use the same stores, "
+            "mask and regions for both"
+        )
+
+
 def _shared(runs: list[Daily], axis: str) -> list[Any]:
     first, second = (getattr(run, axis).tolist() for run in runs)
     return [name for name in first if name in second]
 
 
-def _of_model(run: Daily, target: str, lead: int, region: str) -> tuple[Values, Values]:
-    """Errors and weights of the model per day, each of shape [D]."""
+def _of(run: Daily, forecast: str, target: str, lead: int, region: str) -> tuple[Values, Values]:
+    """Errors and weights of a forecast per day, each of shape [D]."""
     at = (
         slice(None),
-        run.forecasts.tolist().index("aqnet"),
+        run.forecasts.tolist().index(forecast),
         run.lead_times.tolist().index(lead),
         run.targets.tolist().index(target),
         run.regions.tolist().index(region),

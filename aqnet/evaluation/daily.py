@@ -79,8 +79,16 @@ def read(path: Path) -> Daily:
         ) from None
 
 
+def other_pairs(first: Daily, second: Daily) -> str | None:
+    """In what the pairs differ over which two runs were scored, None where they are the same."""
+    if not np.array_equal(first.times, second.times):
+        return "input times"
+    same = np.array_equal(first.weights[:, 0], second.weights[:, 0])
+    return None if same else "cells"
+
+
 def change_of_rmse(
-    pairs: Sequence[tuple[Daily, Daily]], resamples: int = 1000
+    pairs: Sequence[tuple[Daily, Daily]], resamples: int = metrics.RESAMPLES
 ) -> tuple[Values, Values, Values, Values]:
     """How much the second run's RMSE of its first forecast differs from the first's, in per cent.
 
@@ -95,21 +103,19 @@ def change_of_rmse(
     """
     first = pairs[0][0]
     for sums in (sums for pair in pairs for sums in pair):
-        if not np.array_equal(sums.times, first.times):
-            raise AqnetError("runs that were scored over other input times cannot be compared")
-        if not np.array_equal(sums.weights[:, 0], first.weights[:, 0]):
-            raise AqnetError("runs that were scored over other cells cannot be compared")
-    errors = np.stack([[sums.errors[:, 0, ..., 0] for sums in pair] for pair in pairs])
-    starts = np.arange(0, errors.shape[2], metrics.BLOCK_DAYS)
-    blocks = np.add.reduceat(errors, starts, axis=2)  # [P, 2, B, K, T]
-    whole = blocks.sum(2)
+        other = other_pairs(first, sums)
+        if other is not None:
+            raise AqnetError(f"runs that were scored over other {other} cannot be compared")
+    errors = np.array([[sums.errors[:, 0, ..., 0] for sums in pair] for pair in pairs])
+    blocks = metrics.blocks(np.moveaxis(errors, 2, 0))  # [B, P, 2, K, T]
+    whole = blocks.sum(0)
     change = _per_cent(whole.swapaxes(0, 1)), _per_cent(whole.sum(0))
-    if len(starts) < metrics.MIN_BLOCKS:
-        return *change, np.full_like(change[1], np.nan), np.full_like(change[1], np.nan)
+    if len(blocks) < metrics.MIN_BLOCKS:
+        return *change, *np.full((2, *change[1].shape), np.nan)
     generator = np.random.default_rng(0)
-    days = generator.multinomial(len(starts), np.full(len(starts), 1 / len(starts)), resamples)
+    days = generator.multinomial(len(blocks), np.full(len(blocks), 1 / len(blocks)), resamples)
     seeds = generator.multinomial(len(pairs), np.full(len(pairs), 1 / len(pairs)), resamples)
-    drawn = np.einsum("rp,rb,pcbkt->crkt", seeds, days, blocks, optimize=True)
+    drawn = np.einsum("rp,rb,bpckt->crkt", seeds, days, blocks, optimize=True)
     low, high = np.quantile(_per_cent(drawn), (0.025, 0.975), axis=0)
     return *change, low, high
 

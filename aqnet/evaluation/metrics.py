@@ -21,7 +21,7 @@ EVENT_THRESHOLDS = {
     "o3": 160.0,
 }
 SUDDEN_LEVEL, SUDDEN_CHANGE = 75.0, 20.0  # ug m-3 of PM2.5
-BLOCK_DAYS, MIN_BLOCKS = 10, 5  # of the bootstrap
+BLOCK_DAYS, MIN_BLOCKS, RESAMPLES = 10, 5, 1000  # of the bootstrap
 # x, y: forecast and truth minus the training mean; a, b: minus the climatology; the last are counts
 WEIGHTED = ("w", "x", "y", "xx", "yy", "xy", "abs", "ee", "agree", "aa", "bb", "ab", "fac2")
 COUNTED = ("n", "hits", "false_alarms", "misses")
@@ -105,7 +105,8 @@ def scores(sums: Values, mean: float) -> dict[str, float | int | None]:
     s: Mapping[str, float] = dict(zip(SUMS, sums.tolist(), strict=True))
     w = s["w"]
     truth = s["y"] + mean * w
-    var_x, var_y = s["w"] * s["xx"] - s["x"] ** 2, s["w"] * s["yy"] - s["y"] ** 2
+    var_x = _variance(w, s["x"], s["xx"])
+    var_y = _variance(w, s["y"], s["yy"])
     covariance = w * s["xy"] - s["x"] * s["y"]
     hits, false_alarms, misses = (int(s[name]) for name in COUNTED[1:])
     return {
@@ -113,9 +114,9 @@ def scores(sums: Values, mean: float) -> dict[str, float | int | None]:
         "rmse": _root(_ratio(s["ee"], w)),
         "mae": _ratio(s["abs"], w),
         "bias": _ratio(s["x"] - s["y"], w),
-        "r": _ratio(covariance, math.sqrt(max(0.0, var_x) * max(0.0, var_y))),
+        "r": _ratio(covariance, math.sqrt(var_x * var_y)),
         "acc": _ratio(s["ab"], math.sqrt(s["aa"] * s["bb"])),
-        "std_ratio": _root(_ratio(max(0.0, var_x), var_y)),
+        "std_ratio": _root(_ratio(var_x, var_y)),
         "nmb": _ratio(s["x"] - s["y"], truth),
         "nme": _ratio(s["abs"], truth),
         "fac2": _ratio(s["fac2"], w),
@@ -135,7 +136,14 @@ def skill(sums: Values, reference: Values) -> float | None:
     return None if ratio is None else 1.0 - ratio
 
 
-def intervals(days: Values, seed: int = 0, resamples: int = 1000) -> Values:
+def blocks(days: Values) -> Values:
+    """Sums per consecutive day [D, ...] added up over blocks of 10 days, [B, ...], without blocks
+    of zeros: a split of separate periods has no pair between them."""
+    summed: Values = np.add.reduceat(days, np.arange(0, len(days), BLOCK_DAYS), axis=0)
+    return summed[summed.any(axis=tuple(range(1, summed.ndim)))]
+
+
+def intervals(days: Values) -> Values:
     """95 % limits of quantities that are ratios of sums, by bootstrap of blocks of 10 days.
 
     Args:
@@ -145,17 +153,22 @@ def intervals(days: Values, seed: int = 0, resamples: int = 1000) -> Values:
         Low and high limit of sum(numerator) / sum(denominator), shape [2, ...]; NaN where a
         denominator may be 0, and everywhere where there are fewer than 5 blocks to draw from.
     """
-    starts = np.arange(0, len(days), BLOCK_DAYS)
-    if len(starts) < MIN_BLOCKS:
+    parts = blocks(days)
+    if len(parts) < MIN_BLOCKS:
         return np.full((2, *days.shape[2:]), np.nan)
-    blocks = np.add.reduceat(days, starts, axis=0)
-    drawn = np.random.default_rng(seed).integers(len(blocks), size=(resamples, len(blocks)))
-    counts = np.stack([np.bincount(row, minlength=len(blocks)) for row in drawn])
-    totals = np.tensordot(counts.astype(np.float64), blocks, axes=1)
+    drawn = np.random.default_rng(0).integers(len(parts), size=(RESAMPLES, len(parts)))
+    counts = np.stack([np.bincount(row, minlength=len(parts)) for row in drawn])
+    totals = np.tensordot(counts.astype(np.float64), parts, axes=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         ratios = totals[:, 0] / totals[:, 1]
         low_high: Values = np.quantile(ratios, [0.025, 0.975], axis=0)
     return low_high
+
+
+def _variance(weight: float, total: float, squares: float) -> float:
+    """weight^2 times the variance, from sums; 0 where it is rounding alone, as of one pair."""
+    variance = weight * squares - total**2
+    return variance if variance > 1e-12 * weight * squares else 0.0
 
 
 def _ratio(numerator: float, denominator: float) -> float | None:
@@ -163,4 +176,4 @@ def _ratio(numerator: float, denominator: float) -> float | None:
 
 
 def _root(value: float | None) -> float | None:
-    return None if value is None else math.sqrt(max(0.0, value))
+    return None if value is None else math.sqrt(value)

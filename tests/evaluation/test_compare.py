@@ -72,6 +72,12 @@ def test_unequal_days_count_by_their_pairs():
     assert compare.diebold_mariano(losses, weights) == pytest.approx(expected, rel=1e-10)
 
 
+def test_four_blocks_of_days_are_too_few_also_where_a_gap_lies_between():
+    losses, weights = np.random.default_rng(4).normal(1.0, 0.1, DAYS), np.ones(DAYS)
+    losses[20:180] = weights[20:180] = 0.0
+    assert compare.diebold_mariano(losses, weights) is None
+
+
 def test_equal_forecasts_with_correlated_errors_are_seldom_called_different():
     rng = np.random.default_rng(3)
     called = 0
@@ -101,6 +107,16 @@ def test_runs_over_other_times_or_pairs_are_refused(tmp_path: Path):
     pairs = written(tmp_path / "c", made(0.0, weights=made(0.0).weights + 1.0))
     with pytest.raises(AqnetError, match="pm25 at 12 h was scored over other cells"):
         compare.compare(first, pairs)
+    errors = made(0.0).errors.copy()
+    errors[:, 0] = made(0.0).weights[:, 0] * 40.0
+    other = errors.copy()
+    other[:, 0] *= 1.01
+    runs = [
+        written(tmp_path / name, made(0.0, errors=values))
+        for name, values in (("e", errors), ("f", other))
+    ]
+    with pytest.raises(AqnetError, match="pm25 at 12 h was scored against another truth"):
+        compare.compare(*runs)
     names = written(tmp_path / "d", made(0.0, targets=np.array(["o3"])))
     with pytest.raises(AqnetError, match="no pollutant and lead time in common"):
         compare.compare(first, names)

@@ -122,3 +122,35 @@ def test_few_days_give_no_interval_instead_of_a_narrow_one():
     days = np.ones((40, 2)) + np.random.default_rng(0).random((40, 2))
     assert np.isnan(metrics.intervals(days)).all()
     assert np.isfinite(metrics.intervals(np.concatenate([days, days[:1]]))).all()
+
+
+def test_blocks_without_pairs_between_two_periods_do_not_count():
+    days = np.random.default_rng(0).uniform(1.0, 2.0, (400, 2))
+    apart = np.where((np.arange(400) // 10 < 3) | (np.arange(400) // 10 > 37), days.T, 0.0).T
+    low, high = metrics.intervals(apart)
+    assert low < apart[:, 0].sum() / apart[:, 1].sum() < high
+    four = days[:50].copy()
+    four[10:20] = 0.0
+    assert np.isnan(metrics.intervals(four)).all()
+
+
+@pytest.mark.parametrize("n", [1, 6])
+def test_constants_have_no_correlation_however_sums_are_rounded(n: int):
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        truth, shape = rng.gamma(2.0, 20.0, (1, 1, n)), (1, 1, n)
+        found = metrics.scores(
+            metrics.sums_of(
+                np.full(shape, rng.gamma(2.0, 20.0)),
+                np.ones(shape, bool),
+                truth,
+                truth,
+                MEAN[:1],
+                THRESHOLDS[:1],
+                rng.uniform(0.2, 1.0, (1, n)),
+                np.ones(shape, bool),
+            )[0, 0, 0, 0],
+            MEAN[0],
+        )
+        assert found["r"] is None
+        assert found["std_ratio"] == (None if n == 1 else 0.0)
