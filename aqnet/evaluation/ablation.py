@@ -9,8 +9,6 @@ times. What is finished is kept, so the command goes on where it was interrupted
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import os
 import signal
 import subprocess
@@ -27,10 +25,9 @@ import numpy as np
 
 from aqnet import config as configs
 from aqnet import errors
-from aqnet.checkpoint_files import replace_text
 from aqnet.config import Config
 from aqnet.errors import AqnetError
-from aqnet.evaluation import daily
+from aqnet.evaluation import daily, table
 from aqnet.evaluation.daily import Daily
 
 BASE = "base"
@@ -73,15 +70,15 @@ def main() -> int:
     for run in runs:
         if run.sums.exists():
             check_unchanged(run)
-            done.setdefault(run.name, {})[run.seed] = daily.read(run.sums)
+            keep(done, run)
     waiting = [run for run in runs if not run.sums.exists()]
     print(f"{len(runs)} runs, {len(runs) - len(waiting)} of them finished", flush=True)
     for number, run in enumerate(finished(waiting, options)):
-        done.setdefault(run.name, {})[run.seed] = daily.read(run.sums)
+        keep(done, run)
         print(f"\n{run.name}, seed {run.seed}: {len(waiting) - number - 1} runs left", flush=True)
         print(scores(done), flush=True)
     rows = differences(done)
-    write(Path(options.output) / "ablation.csv", rows)
+    table.write_csv(Path(options.output) / "ablation.csv", rows)
     print(f"\n{scores(done)}\n\n{verdicts(rows)}")
     return 0
 
@@ -92,8 +89,10 @@ def planned(options: argparse.Namespace) -> list[Run]:
     Raises:
         AqnetError: there is no base, or a variant differs from it in data or training.
     """
-    if options.seeds < 1:
-        raise AqnetError(f"--seeds {options.seeds}: expected at least 1")
+    for name in ("seeds", "at_once", "max_samples"):
+        if getattr(options, name) < 1:
+            text = name.replace("_", "-")
+            raise AqnetError(f"--{text} {getattr(options, name)}: expected at least 1")
     files = sorted(Path(options.configs).glob("*.yaml"), key=lambda file: file.stem != BASE)
     if not files or files[0].stem != BASE or len(files) < 2:
         raise AqnetError(f"{options.configs}: expected {BASE}.yaml and a file per variant")
@@ -127,9 +126,26 @@ def check_unchanged(run: Run) -> None:
         )
 
 
+def keep(done: Done, run: Run) -> None:
+    """Read a scored run.
+
+    Raises:
+        AqnetError: it was scored over other pairs than those before.
+    """
+    sums = daily.read(run.sums)
+    for other in (other for seeds in done.values() for other in seeds.values()):
+        what = daily.other_pairs(other, sums)
+        if what is not None:
+            raise AqnetError(
+                f"{run.sums.parent}: was scored over other {what} than the runs before; remove "
+                "the `evaluation` folders of all runs, and give the same --max-samples from then on"
+            )
+    done.setdefault(run.name, {})[run.seed] = sums
+
+
 def finished(runs: Sequence[Run], options: argparse.Namespace) -> Iterator[Run]:
     """Train and score the runs, some at once; yields each when it is done."""
-    with ThreadPoolExecutor(max(1, options.at_once)) as pool, processes() as start:
+    with ThreadPoolExecutor(options.at_once) as pool, processes() as start:
         futures: dict[Future[None], Run] = {
             pool.submit(train_and_score, run, options, start): run for run in runs
         }
@@ -192,7 +208,7 @@ def processes() -> Iterator[Processes]:
 def train_and_score(run: Run, options: argparse.Namespace, start: Processes) -> None:
     """Train from the last checkpoint on, then score."""
     here = [f"run_dir={run.folder}", f"seed={run.seed}", *options.overrides]
-    log = run.folder.with_suffix(".log")
+    log = run.folder.with_name(run.folder.name + ".log")  # a name may hold a dot
     start.run([sys.executable, "train.py", "--config", str(run.file), *here], log)
     status = (run.folder / "status").read_text().strip()
     if status != "finished":
@@ -252,21 +268,12 @@ def verdicts(rows: list[dict[str, Any]]) -> str:
     for row in (row for row in rows if row["pollutant"] == "all"):
         change, low, high = row["rmse_change_percent"], row["low"], row["high"]
         said = "better" if high < 0 else "worse" if low > 0 else "no difference shown"
+        said = said if low <= high else "no interval: too few days"
         each = ", ".join(f"{row[key]:+.2f}" for key in row if key.startswith("seed"))
-        values = f"{change:+6.2f} % ({low:+.2f} to {high:+.2f})"  # NaN: too few days
+        values = f"{change:+6.2f} % ({low:+.2f} to {high:+.2f})"
         lead = row["lead_time_hours"]
         lines.append(f"{row['variant']:24s}{lead:4d} h  {values}  {said}; by seed {each}")
     return "\n".join(lines)
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    """The rows as CSV, atomically."""
-    buffer = io.StringIO()
-    names = list(dict.fromkeys(key for row in rows for key in row))
-    writer = csv.DictWriter(buffer, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    replace_text(path, buffer.getvalue())
 
 
 if __name__ == "__main__":

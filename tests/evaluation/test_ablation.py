@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import yaml
 
 from aqnet import config as configs
 from aqnet.errors import AqnetError
-from aqnet.evaluation import daily
+from aqnet.evaluation import ablation, daily
 from tests.conftest import REPOSITORY, run
 
 SHIPPED = sorted((REPOSITORY / "configs/ablation").glob("*.yaml"))
@@ -90,6 +91,38 @@ def test_runs_over_other_times_are_refused():
     other = sums(1)._replace(times=np.arange(60) * 24 + 1)
     with pytest.raises(AqnetError, match="other input times"):
         daily.change_of_rmse([(sums(0), other)])
+
+
+def test_run_scored_over_other_pairs_is_refused_when_it_is_read(tmp_path: Path):
+    """Not only at the end, when hours of training later the runs are compared."""
+    done: ablation.Done = {"base": {0: sums(0)}}
+    config = replace(configs.load(SHIPPED[0]), run_dir=str(tmp_path))
+    run_of = ablation.Run("raster", 0, SHIPPED[0], config)
+    run_of.sums.parent.mkdir()
+    daily.write(run_of.sums, sums(1))
+    ablation.keep(done, run_of)
+    assert set(done) == {"base", "raster"}
+    for change, what in (({"times": np.arange(60) * 24 + 1}, "times"), ({"weights": 2}, "cells")):
+        other = sums(1)._replace(**change)
+        daily.write(
+            run_of.sums, other._replace(weights=other.weights * np.ones(other.errors.shape))
+        )
+        with pytest.raises(AqnetError, match=f"over other .*{what} than the runs before"):
+            ablation.keep(done, run_of)
+
+
+def test_verdict_is_given_only_where_there_is_an_interval():
+    for days, said in ((60, "no difference shown"), (40, "no interval: too few days")):
+        done = {name: {0: sums(0, days=days)} for name in ("base", "raster")}
+        text = ablation.verdicts(ablation.differences(done))
+        assert text.count(said) == 3, text
+
+
+@pytest.mark.parametrize("option", ["--seeds", "--at-once", "--max-samples"])
+def test_no_runs_or_samples_at_all_are_refused(option: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.argv", ["ablation", "--output", "out", option, "0"])
+    with pytest.raises(AqnetError, match=f"{option} 0: expected at least 1"):
+        ablation.main()
 
 
 @pytest.fixture
