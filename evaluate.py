@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from aqnet.data.dataset import ForecastDataset, target_fields
 from aqnet.data.loader import collate, loader
 from aqnet.data.sampler import EvaluationSampler
 from aqnet.errors import AqnetError
-from aqnet.evaluation import baselines, compare, forecasts, outputs, run, stations, trained
+from aqnet.evaluation import baselines, compare, example, forecasts, outputs, run, stations, trained
 from aqnet.model.climax import ClimaX
 
 TIMEOUT_SECONDS = 1800.0
@@ -30,6 +29,13 @@ TIMEOUT_SECONDS = 1800.0
 def main() -> int:
     """Parse the command line and evaluate; returns the exit status."""
     options = command_line().parse_args()
+    if options.compare and options.checkpoint:
+        raise AqnetError("give --checkpoint RUN_DIR or --compare RUN_A RUN_B, not both")
+    if options.source and not options.forecast:
+        raise AqnetError("--source needs --forecast TIME; a split is scored on the stores")
+    names = [text.partition("=")[0] for text in options.forecast_file]
+    if len(set(names)) < len(names):
+        raise AqnetError(f"--forecast-file: {', '.join(names)}: each needs a NAME of its own")
     if options.compare:
         compare.run(*map(Path, (*options.compare, options.output)))
         return 0
@@ -107,7 +113,7 @@ def evaluate(options: argparse.Namespace, device: torch.device) -> None:
     call."""
     loaded, statistics, dataset = distributed.on_main(partial(opened, options))
     model = ClimaX(dataset.config, dataset.grid, statistics)
-    forecast = trained.forecaster(model, loaded, dataset.config, device)
+    forecast = trained.forecaster(model, loaded, dataset.config, dataset.grid, device)
     if options.forecast is None:
         score(options, loaded, dataset, statistics, forecast)
     elif distributed.is_main():
@@ -141,11 +147,12 @@ def forecast_once(
     path = Path(options.output) / f"forecast_{np.datetime64(hour, 'h')}.zarr"
     forecasts.create(path, dataset.times, config, grid, store.units)
     writer = forecasts.Writer(path, dataset.times, config, grid, statistics)
-    writer.write(batch, forecast(batch))
+    values = forecast(batch)
+    writer.write(batch, values)
     forecasts.commit(path)
     print(f"written: {path}", flush=True)
     if outputs.can_draw(not options.no_pictures):
-        shown = outputs.example(batch, forecast, statistics, config, dataset.wind)
+        shown = example.of(batch, values, statistics, config, dataset.wind)
         outputs.draw_maps(path, config, grid, store.units, shown)
 
 
@@ -161,7 +168,7 @@ def score(
     everything, units = len(dataset), dataset.index.stores[0].units
     dataset = dataset.at(run.drawn(dataset.times, options.max_samples, options.seed))
     on_main = distributed.on_main
-    regions = on_main(partial(run.read_regions, options.regions, grid.shape))
+    regions = on_main(partial(run.read_regions, options.regions, grid.mask.numpy()))
     others = [elsewhere(text, dataset) for text in options.forecast_file]
     observed = on_main(partial(stations.read_if, options.stations, config, grid, dataset.times))
     say(f"{loaded.path}: {options.split}: {len(dataset)} of {everything} input times")
@@ -186,9 +193,9 @@ def score(
     if distributed.is_main():
         forecasts.commit(saved)
 
-        def shown(time: int) -> Any:
+        def shown(time: int) -> example.Example:
             batch = collate([dataset.at(np.array([time]))[0]])
-            return outputs.example(batch, forecast, statistics, config, dataset.wind)
+            return example.of(batch, forecast(batch), statistics, config, dataset.wind)
 
         about = {
             "split": options.split,

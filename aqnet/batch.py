@@ -79,6 +79,12 @@ class Grid:
         height, width = self.lat.shape
         return height, width
 
+    @property
+    def on_degrees(self) -> bool:
+        """Whether rows follow parallels and columns meridians; otherwise the grid is projected."""
+        lat, lon = self.lat, self.lon
+        return torch.allclose(lat, lat[:, :1]) and torch.allclose(lon, lon[:1])
+
     def summary(self) -> dict[str, Any]:
         """What tells grids apart, as a checkpoint keeps it: shape, cells of the domain, and the
         first and last cell's latitude and longitude, rounded to 0.001 degrees."""

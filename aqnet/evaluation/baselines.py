@@ -33,7 +33,7 @@ class Baselines:
 
     Attributes:
         climate: float32 (sums are float64), shape [12, 24, T, N] over the N cells of the domain;
-            NaN for hours of the day that are never observed.
+            at hours of the day that are never observed, the mean of the month.
         filled: (cell, target, hour, month) means taken from the cell's month, and from all cells.
         offset, slope: of damped persistence; rho: of damped anomaly persistence, shape [K, T].
     """
@@ -78,7 +78,7 @@ def fit(
         mask: the domain [H, W].
         wanted_months: 0 to 11, those of the times to be forecast.
     Raises:
-        AqnetError: a wanted month has no training value of some target.
+        AqnetError: a wanted month has no training value of some target, or a lead time no pair.
     """
     own = range(distributed.rank(), 12, distributed.world_size())
 
@@ -210,12 +210,23 @@ def _regressions(
             del recent[old]
     distributed.sum_(torch.from_numpy(by_month))
     count, x, y, xx, xy, aa, ab = by_month.sum(0)
+    distributed.on_main(partial(_check_pairs, count, lead_times))
     with np.errstate(invalid="ignore", divide="ignore"):
         slope = (count * xy - x * y) / (count * xx - x * x)
         slope = np.where(np.isfinite(slope), slope, 0.0)
         offset = (y - slope * x) / count
         rho = np.where(aa > 0, ab / aa, 0.0)
     return offset, slope, rho
+
+
+def _check_pairs(count: Values, lead_times: Sequence[int]) -> None:
+    """Refuse lead times without a pair of training values; `count` is [K, T]."""
+    lacking = [lead for lead, pairs in zip(lead_times, count, strict=True) if not pairs.all()]
+    if lacking:
+        raise AqnetError(
+            f"data.split.train has no two values of some target {lacking} h apart, of which the "
+            "damped forecasts are fitted; train on longer periods"
+        )
 
 
 class _Hour:

@@ -161,7 +161,7 @@ def _coordinates(group: zarr.Group, grid: Grid) -> tuple[tuple[str, str], dict[s
     lat, lon = grid.lat.numpy(), grid.lon.numpy()
     north = {"standard_name": "latitude", "units": "degrees_north"}
     east = {"standard_name": "longitude", "units": "degrees_east"}
-    if np.allclose(lat, lat[:, :1]) and np.allclose(lon, lon[:1]):
+    if grid.on_degrees:
         _put(group, "lat", lat[:, 0], ("lat",), **north)
         _put(group, "lon", lon[0], ("lon",), **east)
         return ("lat", "lon"), {}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,8 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from aqnet.batch import Batch, Grid, Statistics
+from aqnet.batch import Grid
 from aqnet.config import Config
+from aqnet.evaluation.example import Example
 
 Values = NDArray[np.float64]
 EARTH_RADIUS_KM = 6371.0
@@ -32,47 +31,6 @@ OUTSIDE = "0.8"  # grey
 PANEL, GAP, LEFT, TOP, BELOW, BAR = 3.0, 0.1, 0.4, 0.25, 0.4, 0.85
 
 
-@dataclass(frozen=True)
-class Example:
-    """One forecast in physical units.
-
-    Attributes:
-        time: input time, hours since 1970 UTC.
-        forecast: shape [K, T, H, W]; truth: the same, NaN where unknown, or None.
-        wind: eastward and northward wind at each target time in m/s, shape [K, 2, H, W], NaN where
-            unknown; None where it is no input.
-    """
-
-    time: int
-    forecast: Values
-    truth: Values | None
-    wind: Values | None
-
-
-def example(
-    batch: Batch,
-    forecast: Values,
-    statistics: Statistics,
-    config: Config,
-    wind_at: Callable[[int], Values | None],
-) -> Example:
-    """An example of the first item of `batch`, whose normalised forecast is [B, K, T, H, W].
-
-    Its truth is None where no target is known. `wind_at` gives u and v [2, H, W] of an hour, None
-    where the hour is unknown.
-    """
-    mean, std = (part.numpy()[:, None, None] for part in statistics.of(config.data.targets))
-    truth = np.where(batch.mask[0].numpy(), batch.targets[0].numpy(), np.nan)
-    wind = None
-    if {"u", "v"} <= set(config.data.variables):
-        unknown = np.full((2, *truth.shape[-2:]), np.nan)
-        hours = [int(batch.time[0]) + lead for lead in config.data.lead_times]
-        winds = [wind_at(hour) for hour in hours]
-        wind = np.stack([unknown if found is None else found for found in winds])
-    known = truth * std + mean if np.isfinite(truth).any() else None
-    return Example(int(batch.time[0]), forecast[0] * std + mean, known, wind)
-
-
 class Chart:
     """Where cells, coasts and arrows lie on paper.
 
@@ -84,9 +42,8 @@ class Chart:
         self.lat, lon = grid.lat.numpy(), grid.lon.numpy()
         self.lon = np.unwrap(np.unwrap(lon, period=360.0, axis=1), period=360.0, axis=0)
         self.middle = tuple((part.min() + part.max()) / 2 for part in (self.lat, self.lon))
-        on_degrees = np.allclose(self.lat, self.lat[:, :1]) and np.allclose(self.lon, self.lon[:1])
-        self.degrees = bool(on_degrees)
-        self.aspect = 1.0 / np.cos(np.radians(self.middle[0])) if on_degrees else 1.0
+        self.degrees = grid.on_degrees
+        self.aspect = 1.0 / np.cos(np.radians(self.middle[0])) if self.degrees else 1.0
         self.mask = grid.mask.numpy()
         self.elevation = None if grid.elevation is None else grid.elevation.double().numpy()
         self.x, self.y = self.project(self.lat, self.lon)

@@ -6,19 +6,15 @@ import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from torch import Tensor
+from typing import Any
 
 from aqnet import config as configs
-from aqnet.batch import Batch, Grid, Statistics
+from aqnet.batch import Grid
 from aqnet.checkpoint_files import Loaded
 from aqnet.config import Config
 from aqnet.evaluation import daily, report, table
+from aqnet.evaluation.example import Example
 from aqnet.evaluation.run import Scorer
-
-if TYPE_CHECKING:
-    from aqnet.evaluation.maps import Example  # needs matplotlib
 
 NOTES = (
     "all forecasts are scored over the same pairs; excluded_pairs have a truth, but no value at "
@@ -64,15 +60,21 @@ def write(
     if shown is not None:
         from aqnet.evaluation import pictures
 
-        path = loaded.path.resolve().parents[1] / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        history = [json.loads(line) for line in lines]
         what = scorer.config, scorer.grid, scorer.records, rows, units
+        history = training_history(loaded.path.resolve().parent.parent / "metrics.jsonl")
         one = shown(scorer.records.typical_time())
         drawn = pictures.draw_all(output / "pictures", *what, one, history)
     page = report.write(output, known, rows, configs.to_dict(scorer.config), drawn)
     print(table.skill_table(rows))
     print(f"written: {output / 'metrics.csv'}, metrics.json and {page}", flush=True)
+
+
+def training_history(path: Path) -> list[dict[str, Any]]:
+    """The records of a run's metrics.jsonl, none where there is no such file."""
+    if not path.exists():
+        return []
+    whole = path.read_text(encoding="utf-8").rpartition("\n")[0]  # a kill may cut the last line
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 def can_draw(wanted: bool) -> bool:
@@ -81,20 +83,6 @@ def can_draw(wanted: bool) -> bool:
     if missing and wanted:
         print("no pictures, because matplotlib is missing: pip install 'aqnet[maps]'", flush=True)
     return wanted and not missing
-
-
-def example(
-    batch: Batch,
-    forecast: Callable[[Batch], Tensor],
-    statistics: Statistics,
-    config: Config,
-    wind_at: Callable[[int], Any],
-) -> Example:
-    """The example of the first item of a batch; `wind_at` gives u and v [2, H, W] of an hour."""
-    from aqnet.evaluation import maps
-
-    values = forecast(batch).double().cpu().numpy()
-    return maps.example(batch, values, statistics, config, wind_at)
 
 
 def draw_maps(path: Path, config: Config, grid: Grid, units: dict[str, str], one: Example) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +19,16 @@ from aqnet.batch import Grid
 from aqnet.config import Config
 from aqnet.evaluation import maps, metrics
 from aqnet.evaluation.baselines import SIMPLE
+from aqnet.evaluation.example import Example
 from aqnet.evaluation.records import Records
+from aqnet.evaluation.report import Picture, Rows
 
-Rows = list[dict[str, Any]]
 # Okabe and Ito (2008): told apart with any colour vision
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "os^Dvp"
 LOWEST_SKILL = -1.0  # that is drawn
 LEFT_OUT = 5e-4  # share of values beyond each end of the density's axes
 FEWEST_PAIRS = 100  # in a bin of the forecast, for a share to be drawn
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A file and what it shows."""
-
-    path: Path
-    title: str
-    caption: str
 
 
 def draw_all(
@@ -47,7 +38,7 @@ def draw_all(
     records: Records,
     table: Rows,
     units: dict[str, str],
-    shown: maps.Example,
+    shown: Example,
     history: Rows,
 ) -> list[Picture]:
     """Write every picture below `folder`.
@@ -132,7 +123,8 @@ def skill(table: Rows) -> Figure:
             at = np.array([leads.index(lead) for lead in rows]) + 0.08 * number
             look = {"color": COLOURS[number % 6], "marker": MARKERS[number % 6], "markersize": 4}
             value, low, high = (_column(rows, f"skill_best_simple{end}") for end in _LIMITS)
-            axes.errorbar(at, value, [value - low, high - value], capsize=3, label=model, **look)
+            below, above = np.maximum(value - low, 0.0), np.maximum(high - value, 0.0)
+            axes.errorbar(at, value, [below, above], capsize=3, label=model, **look)
             axes.plot(at, _column(rows, "skill_persistence"), linestyle="--", alpha=0.6, **look)
         axes.set_xticks(range(len(leads)), [f"{lead} h" for lead in leads])
         axes.set_ylabel("skill")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import html
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from aqnet.checkpoint_files import replace_text
 
@@ -41,7 +42,8 @@ img { max-width: 100%; height: auto; }
 _SECTIONS = {"data": "Data", "model": "Model", "train": "Training"}  # of the config
 
 
-class Picture(Protocol):
+@dataclass(frozen=True)
+class Picture:
     """A PNG file and what it shows."""
 
     path: Path

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time as clock
+import zipfile
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from aqnet.config import Config
 from aqnet.errors import AqnetError
 from aqnet.evaluation import metrics
 from aqnet.evaluation.baselines import SIMPLE, Baselines, month_of
+from aqnet.evaluation.forecasts import Elsewhere
 from aqnet.evaluation.records import Records
 from aqnet.evaluation.stations import Observations, StationScores
 
@@ -26,16 +28,6 @@ Flags = NDArray[np.bool_]
 FORECASTS = ("aqnet", *SIMPLE)
 SEASONS = ("DJF", "MAM", "JJA", "SON")
 SUBSETS = ("all", *SEASONS, "sudden_change")
-KEYS = ("forecast", "pollutant", "lead_time_hours", "region", "subset", "unit")
-
-
-class Other(Protocol):
-    """A forecast made elsewhere, on the cells of the domain."""
-
-    name: str
-
-    def forecast(self, time: int) -> Values:
-        """Physical values [K, T, N] from an input time, NaN where there is none."""
 
 
 class Item(NamedTuple):
@@ -59,7 +51,7 @@ class Scorer:
         baselines: Baselines,
         observed: Callable[[int], NDArray[np.float32]],
         regions: dict[str, Flags],
-        others: Sequence[Other] = (),
+        others: Sequence[Elsewhere] = (),
         observations: Observations | None = None,
     ) -> None:
         """
@@ -219,27 +211,33 @@ def drawn(times: NDArray[np.int64], number: int | None, seed: int) -> NDArray[np
     return np.sort(times[np.argsort(keys, kind="stable")[:number]])
 
 
-def read_regions(path: str | None, shape: tuple[int, int]) -> dict[str, Flags]:
+def read_regions(path: str | None, domain: Flags) -> dict[str, Flags]:
     """Named masks, bool [H, W], of an .npz file.
 
     Raises:
-        AqnetError: it cannot be read, or a mask has another shape than the grid.
+        AqnetError: it cannot be read, or a mask has another shape than the grid, no cell of the
+            domain, or the name of the whole.
     """
     if path is None:
         return {}
     try:
         with np.load(path, allow_pickle=False) as file:
             masks = {name: file[name].astype(bool) for name in file.files}
-    except (OSError, ValueError, AttributeError) as error:
-        raise AqnetError(f"{path}: cannot read the regions: {error}") from None
+    except (OSError, EOFError, ValueError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        raise AqnetError(
+            f"{path}: cannot read the regions: {error}; expected an .npz file of masks by name"
+        ) from None
     for name, mask in masks.items():
-        if mask.shape != shape:
-            raise AqnetError(f"{path}: {name!r} has shape {mask.shape}, the grid {shape}")
+        if mask.shape != domain.shape:
+            raise AqnetError(f"{path}: {name!r} has shape {mask.shape}, the grid {domain.shape}")
+        if not (mask & domain).any():
+            raise AqnetError(f"{path}: {name!r} has no cell of the domain; leave it out")
+        if name == "all":
+            raise AqnetError(f"{path}: 'all' is the name of the whole domain; choose another")
     return masks
 
 
 def _area(grid: Grid) -> Values:
     """cos(latitude) on a degree grid; 1 where the grid is projected (cells of equal size)."""
     lat = grid.lat.numpy()
-    on_degrees = np.allclose(lat, lat[:, :1]) and np.allclose(grid.lon, grid.lon[:1])
-    return np.cos(np.radians(lat)) if on_degrees else np.ones_like(lat)
+    return np.cos(np.radians(lat)) if grid.on_degrees else np.ones_like(lat)

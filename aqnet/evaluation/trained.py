@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -52,16 +51,26 @@ def check_grid(loaded: Loaded, grid: Grid, stores: str) -> None:
                 f"{loaded.path}: was trained on a grid with {key} {before[key]}, but the stores in "
                 f"{stores} have {now.get(key)}; set data.stores to those it was trained on"
             )
+    ours = grid.to_dict()
+    for name, field in (loaded.grid or {}).items():
+        if name not in ours or not torch.allclose(
+            field.double(), ours[name].double(), atol=1e-3, equal_nan=True
+        ):
+            raise AqnetError(
+                f"{loaded.path}: was trained on a grid of the same corners with another {name} "
+                f"than the stores in {stores}; set data.stores to those it was trained on"
+            )
 
 
 def forecaster(
-    model: nn.Module, loaded: Loaded, config: Config, device: torch.device
+    model: nn.Module, loaded: Loaded, config: Config, grid: Grid, device: torch.device
 ) -> Callable[[Batch], Tensor]:
     """What makes normalised forecasts [B, K, T, H, W] with the checkpoint's weights (those of the
     moving average where there is one), in the precision of the training.
 
     Raises:
-        AqnetError: the weights have other names or shapes than the model's.
+        AqnetError: the weights have other names or shapes than the model's; when called, a forecast
+            is no number somewhere in the domain.
     """
     weights = loaded.ema if loaded.ema is not None else loaded.model
     for name, value in model.state_dict().items():
@@ -72,12 +81,20 @@ def forecaster(
                 f"{tuple(value.shape)}; evaluate on the stores it was trained on"
             )
     model.load_state_dict(weights)
-    return partial(_forecast, model.to(device).eval(), config, device)
+    model.to(device).eval()
+    bf16, domain = config.train.precision == "bf16", grid.mask.to(device)
 
+    def forecast(batch: Batch) -> Tensor:
+        batch = batch.to(device)
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            values = torch.as_tensor(model(batch.fields, batch.time, batch.lead_time))
+        broken = batch.time[~values[..., domain].flatten(1).isfinite().all(1)]
+        if len(broken):
+            raise AqnetError(
+                f"{loaded.path}: its forecast from {np.datetime64(int(broken[0]), 'h')} is no "
+                "number somewhere in the domain; take another step_* checkpoint, or "
+                "train.precision=fp32"
+            )
+        return values
 
-def _forecast(model: nn.Module, config: Config, device: torch.device, batch: Batch) -> Tensor:
-    batch = batch.to(device)
-    bf16 = config.train.precision == "bf16"
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        values: Any = model(batch.fields, batch.time, batch.lead_time)
-    return torch.as_tensor(values)
+    return forecast

@@ -146,3 +146,8 @@ def test_ranks_together_fit_what_one_alone_does(size: int, monkeypatch: pytest.M
         assert fitted.filled == alone.filled
         for name in ("climate", "offset", "slope", "rho"):
             np.testing.assert_array_equal(getattr(fitted, name), getattr(alone, name))
+
+
+def test_lead_time_longer_than_every_training_period_is_named():
+    with pytest.raises(AqnetError, match=r"no two values of some target \[480\] h apart"):
+        baselines.fit(stream, MASK, 2, (3, 480), {0, 1})

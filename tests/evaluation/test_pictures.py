@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from aqnet.batch import Batch, Grid, Statistics
-from aqnet.evaluation import maps, metrics, outputs, pictures
+from aqnet.evaluation import example, maps, metrics, outputs, pictures
 from aqnet.evaluation.baselines import SIMPLE
 from aqnet.evaluation.records import Records
 from tests.conftest import run
@@ -99,8 +99,8 @@ def test_example_is_in_physical_units_and_hides_truth_outside_the_mask(tmp_path:
     truth, mask = torch.rand(1, 2, 2, 3, 4), torch.rand(1, 2, 2, 3, 4) > 0.3
     batch = Batch(torch.rand(1, 5, 3, 4), torch.tensor([7]), torch.tensor([[3, 24]]), truth, mask)
     statistics = Statistics(("o3", "pm25"), MEAN, STD)
-    forecast = np.full((1, 2, 2, 3, 4), 2.0)
-    shown = maps.example(batch, forecast, statistics, config(tmp_path), lambda hour: None)
+    forecast = torch.full((1, 2, 2, 3, 4), 2.0)
+    shown = example.of(batch, forecast, statistics, config(tmp_path), lambda hour: None)
     assert shown.wind is None and shown.truth is not None
     assert np.allclose(shown.forecast[:, 0], 100.0) and np.allclose(shown.forecast[:, 1], 110.0)
     assert np.array_equal(np.isfinite(shown.truth), mask[0].numpy())
@@ -136,7 +136,7 @@ def test_every_picture_is_made(grid: Grid, tmp_path: Path):
     ]
     fields = generator.lognormal(4, 1, (2, 2, 2, *grid.shape))
     fields[1, 0] = np.nan  # a lead time without any truth
-    shown = maps.Example(0, fields[0], fields[1], generator.normal(0, 5, (2, 2, *grid.shape)))
+    shown = example.Example(0, fields[0], fields[1], generator.normal(0, 5, (2, 2, *grid.shape)))
     units = dict.fromkeys(("o3", "pm25"), "ug m-3")
     history = [{"step": 1, "train/loss": 0.5}, {"step": 2, "train/loss": None}]
     made = pictures.draw_all(
@@ -146,6 +146,19 @@ def test_every_picture_is_made(grid: Grid, tmp_path: Path):
     assert [picture.path.stem for picture in made] == names
     assert all(2_000 < picture.path.stat().st_size < 300_000 for picture in made)
     assert sorted(tmp_path.glob("pictures/*")) == sorted(picture.path for picture in made)
+
+
+def test_interval_that_rounding_puts_beside_its_value_is_drawn():
+    limits = {"skill_best_simple": 0.1, "skill_best_simple_low": 0.1 + 1e-16}
+    limits |= {"skill_best_simple_high": 0.1 - 1e-16, "skill_persistence": 0.1}
+    assert pictures.skill([{**row("aqnet", "o3", 5.0), **limits}]).axes
+
+
+def test_training_history_does_without_a_line_that_is_cut(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    assert outputs.training_history(path) == []
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3, "train/lo')
+    assert outputs.training_history(path) == [{"step": 1}, {"step": 2}]
 
 
 def test_without_matplotlib_evaluate_says_so_and_goes_on(

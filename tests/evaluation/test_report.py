@@ -4,7 +4,6 @@ import html
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -44,13 +43,6 @@ def test_page_marks_the_best_escapes_names_and_needs_no_network(tmp_path: Path):
     assert not re.search(r"(src|href)=|https?://", text)
 
 
-@dataclass
-class Picture:
-    path: Path
-    title: str
-    caption: str
-
-
 def browse(page: Path, *options: str) -> str:
     command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
     result = subprocess.run(
@@ -65,7 +57,7 @@ def browse(page: Path, *options: str) -> str:
 def test_page_fits_a_phone_and_a_desk_and_prints(tmp_path: Path):
     noise = np.random.default_rng(0).integers(0, 255, (800, 1100, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "map.png")
-    picture = Picture(tmp_path / "map.png", "A <map>", "What it shows & how")
+    picture = report.Picture(tmp_path / "map.png", "A <map>", "What it shows & how")
     names = (
         "aqnet",
         "persistence",

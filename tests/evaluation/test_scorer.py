@@ -1,6 +1,7 @@
 """Scorer and rows: which pairs count, seasons, other people's forecasts, against plain loops."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from aqnet import config as configs
 from aqnet.batch import Batch, Grid, Statistics
+from aqnet.errors import AqnetError
 from aqnet.evaluation import baselines, run, table
 
 TARGETS, LEADS, SHAPE = ("pm25", "no2"), (12, 24), (2, 4)
@@ -74,7 +76,7 @@ def batches() -> Iterator[tuple[Batch, torch.Tensor]]:
         yield batch, (torch.from_numpy(model_at(hour)) - mean)[None] / std
 
 
-def scored(simple: baselines.Baselines, others: tuple[run.Other, ...] = ()) -> run.Scorer:
+def scored(simple: baselines.Baselines, others: tuple[Elsewhere, ...] = ()) -> run.Scorer:
     regions = {"north": GRID.lat.numpy() > 40}
     scorer = run.Scorer(CONFIG, GRID, STATISTICS, simple, truth_at, regions, others)
     for batch, forecast in batches():
@@ -175,6 +177,36 @@ def test_forecast_that_lacks_pairs_is_never_beside_scores_of_other_pairs(
 
     ours = find(common, forecast="aqnet", region="all")
     assert (ours["n"], ours["rmse"]) == pytest.approx(looped(wanted, 0, 0), rel=1e-5)
+
+
+def test_regions_are_masks_by_name(tmp_path: Path):
+    domain, path = MASK.numpy(), tmp_path / "regions.npz"
+    assert run.read_regions(None, domain) == {}
+    north = np.array([[0, 0, 0, 0], [1, 1, 1, 1]])
+    np.savez(path, north=north)
+    assert run.read_regions(str(path), domain)["north"].tolist() == (north == 1).tolist()
+    for masks, said in (
+        ({"west": north[:, :3]}, r"'west' has shape \(2, 3\), the grid \(2, 4\)"),
+        ({"sea": ~domain}, "'sea' has no cell of the domain"),
+        ({"all": north}, "'all' is the name of the whole domain"),
+    ):
+        np.savez(path, **masks)
+        with pytest.raises(AqnetError, match=said):
+            run.read_regions(str(path), domain)
+
+
+@pytest.mark.parametrize("kind", ["none", "text", "array", "cut"])
+def test_file_that_holds_no_regions_is_one_line(tmp_path: Path, kind: str):
+    path = tmp_path / "regions.npz"
+    if kind == "text":
+        path.write_text("north")
+    elif kind != "none":
+        with path.open("wb") as file:
+            np.save(file, MASK) if kind == "array" else np.savez(file, north=MASK)
+    if kind == "cut":
+        path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(AqnetError, match=r"regions\.npz: cannot read the regions"):
+        run.read_regions(str(path), MASK.numpy())
 
 
 def test_draw_is_ascending_and_shared_by_models_with_other_input_times():

@@ -1,5 +1,6 @@
 """A checkpoint is refused, by name, where data, config or weights are not its own."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from aqnet.batch import Batch
 from aqnet.checkpoint_files import Loaded
 from aqnet.errors import AqnetError
 from aqnet.evaluation import trained
-from tests.evaluation.test_scorer import CONFIG, GRID
+from tests.evaluation.test_scorer import CONFIG, FIRST, GRID, MASK, SHAPE
 
 
 def loaded(model: dict[str, torch.Tensor], ema: dict[str, torch.Tensor] | None = None) -> Loaded:
@@ -35,6 +36,16 @@ def test_grid_of_the_same_shape_elsewhere_is_refused():
         trained.check_grid(loaded({}), shifted, "stores")
 
 
+@pytest.mark.parametrize("name", ["mask", "elevation"])
+def test_same_corners_with_another_mask_or_elevation_are_refused(name: str):
+    grid = replace(GRID, elevation=torch.zeros(GRID.shape))
+    before = replace(loaded({}), grid=grid.to_dict())
+    trained.check_grid(before, grid, "stores")
+    other = {"mask": GRID.mask.flip(0), "elevation": torch.full(GRID.shape, 5.0)}[name]
+    with pytest.raises(AqnetError, match=f"same corners with another {name} than"):
+        trained.check_grid(before, replace(grid, **{name: other}), "stores")
+
+
 @pytest.mark.parametrize("override", ["data.targets=[pm25]", "data.lead_times=[12]"])
 def test_other_targets_or_lead_times_are_refused(override: str):
     with pytest.raises(AqnetError, match=override.partition("=")[0]):
@@ -47,12 +58,26 @@ def test_another_model_section_is_refused_and_another_place_is_not():
     assert trained.config_of(loaded({}), None, ["data.stores=/other"]).data.stores == "/other"
 
 
+def batch(fields: torch.Tensor) -> Batch:
+    time = torch.tensor([FIRST, FIRST + 6])
+    return Batch(fields, time, *(torch.zeros(1) for _ in range(3)))
+
+
 def test_weights_of_the_moving_average_are_used_and_other_shapes_refused():
-    fields = torch.ones(1, 2)
-    batch = Batch(fields, *(torch.zeros(1) for _ in range(4)))
+    fields, place = torch.ones(2, 1, *SHAPE), (CONFIG, GRID, torch.device("cpu"))
     model, ema = {"weight": torch.full((3,), 2.0)}, {"weight": torch.full((3,), 5.0)}
-    cpu = torch.device("cpu")
-    forecast = trained.forecaster(Scaled(), loaded(model, ema), CONFIG, cpu)
-    assert torch.equal(forecast(batch), fields * 15)
+    forecast = trained.forecaster(Scaled(), loaded(model, ema), *place)
+    assert torch.equal(forecast(batch(fields)), fields * 15)
     with pytest.raises(AqnetError, match=r"weight is \(4,\).*\(3,\)"):
-        trained.forecaster(Scaled(), loaded({"weight": torch.ones(4)}), CONFIG, cpu)
+        trained.forecaster(Scaled(), loaded({"weight": torch.ones(4)}), *place)
+
+
+def test_forecast_that_is_no_number_in_the_domain_is_refused_and_not_left_out():
+    place = CONFIG, GRID, torch.device("cpu")
+    forecast = trained.forecaster(Scaled(), loaded({"weight": torch.ones(3)}), *place)
+    fields = torch.ones(2, 1, *SHAPE)
+    fields[..., ~MASK] = torch.nan
+    assert torch.equal(forecast(batch(fields)).isfinite(), fields.isfinite())
+    fields[1, 0, 1, 2] = torch.inf
+    with pytest.raises(AqnetError, match="forecast from 2018-02-27T06 is no number"):
+        forecast(batch(fields))
