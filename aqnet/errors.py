@@ -1,8 +1,15 @@
 """The one exception users see."""
 
+import errno
 import os
 import sys
 from collections.abc import Callable
+
+# a folder that is a file, no permission, a full disk: of the user's place, not of the program
+_REFUSALS = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
+}
 
 
 class AqnetError(Exception):
@@ -10,12 +17,17 @@ class AqnetError(Exception):
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Call a command's `main` and exit with its status, or 2 and one line after an `AqnetError`,
-    130 and one line after an interrupt (Ctrl-C)."""
+    """Call a command's `main` and exit with its status, or 2 and one line after an `AqnetError` or
+    where the file system refuses a path, 130 and one line after an interrupt (Ctrl-C)."""
     try:
         sys.exit(main() or 0)
     except AqnetError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+    except OSError as error:
+        if error.filename is None or error.errno not in _REFUSALS:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)

@@ -79,8 +79,8 @@ class TimeIndex:
 class ForecastDataset(Dataset[Batch]):
     """Map-style: item i is input time `times[i]` with all lead times, without the batch axis.
 
-    A sample exists where all its input times do; it belongs to a split by its input time and by
-    all its existing targets. A target time without data is a masked target.
+    A sample exists where all its input times do; it belongs to a split if its input time and all
+    its target times lie in it. A target time without data is a masked target.
 
     Attributes:
         times: input times, hours since 1970 UTC, ascending, int64, shape [N].

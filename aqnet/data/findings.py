@@ -195,7 +195,8 @@ class Findings:
             if self.mask is not None:
                 lines.append("  * this and the values: inside the domain")
         if self.problems:
-            lines += ["", f"{len(self.problems)} problems:"]
+            count = len(self.problems)
+            lines += ["", f"{count} problem{'s' if count > 1 else ''}:"]
             lines += [f"  - {problem}" for problem in self.problems]
         else:
             lines += ["", "no problem found"]

@@ -106,11 +106,8 @@ class Progress:
             self._told = now
             rate = self._done / (now - self._began)
             left = (self._hours - self._done) / rate
-            self.tell(
-                f"{self._done / self._hours:4.0%} of {self._hours} hours, {rate:.0f} hours/s, "
-                f"about {left:.0f} s left"
+            print(
+                f"{self._what}: {self._done / self._hours:4.0%} of {self._hours} hours, "
+                f"{rate:.0f} hours/s, about {left:.0f} s left",
+                flush=True,
             )
-
-    def tell(self, text: str) -> None:
-        """Print a line."""
-        print(f"{self._what}: {text}", flush=True)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aqnet.data.resample import ENOUGH, cell_areas
+from aqnet.data.resample import ENOUGH, cell_areas, continuous
 
 _PIECES = 4  # across a target cell, at least
 _AT_ONCE = 500_000  # pieces
@@ -36,7 +36,7 @@ def regridded(
         NaN where what is present covers less than half of what the source covers, or nothing.
     """
     middle = float(target_lon[target_lon.shape[0] // 2, target_lon.shape[1] // 2])
-    grid = np.stack((lat, _continuous(lon)))
+    grid = np.stack((lat, continuous(lon)))
     areas, flat = cell_areas(*grid).reshape(-1), values.reshape(-1)
     down, across = _cuts(grid, np.stack((target_lat, target_lon)))
     column = (np.arange(lat.shape[1] * across) + 0.5) / across - 0.5
@@ -127,7 +127,7 @@ def _interpolated(grid: Floats, y: Floats, x: Floats) -> tuple[Floats, Floats, F
 
 def _cuts(grid: Floats, target: Floats) -> tuple[int, int]:
     """Pieces along rows and columns into which a source cell is cut; grids are [2, H, W]."""
-    target = np.stack((target[0], _continuous(target[1])))
+    target = np.stack((target[0], continuous(target[1])))
     shrink = np.array([1.0, np.cos(np.radians(target[0].mean()))])
 
     def size(of: Floats, axis: int) -> float:
@@ -136,7 +136,3 @@ def _cuts(grid: Floats, target: Floats) -> tuple[int, int]:
     smallest = min(size(target, 1), size(target, 2))
     down, across = (max(1, int(np.ceil(_PIECES * size(grid, axis) / smallest))) for axis in (1, 2))
     return down, across
-
-
-def _continuous(lon: Floats) -> Floats:
-    return np.asarray(np.unwrap(np.unwrap(lon, period=360), axis=0, period=360))

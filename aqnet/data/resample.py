@@ -51,6 +51,11 @@ def cell_areas(lat: Floats, lon: Floats) -> Floats:
     return np.cos(np.radians(lat)) if degrees else np.ones_like(lat)
 
 
+def continuous(lon: Floats) -> Floats:
+    """Longitudes [H, W] without jumps of 360 degrees."""
+    return np.asarray(np.unwrap(np.unwrap(lon, period=360), axis=0, period=360))
+
+
 class Resampler:
     """From the grid of `lat`, `lon` [H, W] (degrees) to `shape` = (H', W')."""
 
@@ -65,7 +70,7 @@ class Resampler:
         self._cover = _applied(self._area, self._areas)
         places = [bilinear_axis(size, target, extrapolate=True) for size, target in pairs]
         self.lat = _applied(places, lat)
-        self.lon = _applied(places, np.unwrap(np.unwrap(lon, period=360), axis=0, period=360))
+        self.lon = _applied(places, continuous(lon))
 
     def mean(self, values: NDArray[Any]) -> NDArray[np.float32]:
         """Fields [..., H, W] (NaN = missing) on the target grid, float32 [..., H', W'].

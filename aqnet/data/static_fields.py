@@ -42,24 +42,22 @@ class StaticFile:
                 values = np.load(path, allow_pickle=False).astype(np.float64)
             except (OSError, ValueError) as error:
                 raise AqnetError(f"{self.where}: cannot read this file: {error}") from None
-            unit = given_unit or units.canonical_unit(name)
-            found = None if unit is None else units.conversion(name, unit, self.where)
+            unit, origin = given_unit or units.canonical_unit(name), self.where
         else:
             with open_file(Path(path)) as file:
                 inside = _field_name(file, name, self.where)
                 values = file.read(inside).astype(np.float64)
                 self.lat, self.lon = coordinates(file)
-                found = None
-                if units.canonical_unit(name) is not None:
-                    origin = f"{self.where}: variable {inside!r}"
-                    found = units.conversion(name, given_unit or file.unit(inside), origin)
+                unit, origin = given_unit or file.unit(inside), f"{self.where}: variable {inside!r}"
         if values.ndim != 2:
             raise AqnetError(
                 f"{self.where}: the field has shape {values.shape}; expected (y, x): a static "
                 "field has no time"
             )
-        values = missing_to_nan(values)
-        self.values = values if found is None else values * found.factor + found.offset
+        self.values = missing_to_nan(values)
+        if units.canonical_unit(name) is not None:
+            factor, offset, _ = units.conversion(name, unit, origin)
+            self.values = self.values * factor + offset
 
     def on_grid_of(self, lat: Array, lon: Array) -> bool:
         """Whether the field lies on the grid `lat`, `lon`; a .npy does where its shape does."""

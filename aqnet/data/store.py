@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +34,7 @@ COMPRESSOR: Literal["lz4"] = "lz4"
 LEVEL = 5  # both chosen by benchmarks/data_loading.py
 NO_CHUNK = np.iinfo(np.uint64).max  # in place of an offset
 TIME_UNITS = "hours since 1970-01-01 00:00:00"
+_AGAIN = "remove it and prepare it again"
 
 
 class Store:
@@ -58,15 +60,15 @@ class Store:
             None if elevation is None else torch.from_numpy(elevation),
             torch.from_numpy(_get(group, "mask")),
         )
-        fields = group["fields"]
-        assert isinstance(fields, zarr.Array)
+        fields = _array(group, "fields")
         self._chunk_shape, self._dtype = fields.shape[1:], fields.dtype
         self._indices: dict[int, NDArray[np.uint64]] = {}  # of the shards read so far
 
     def moments(self) -> NDArray[np.float64]:
         """Count, mean and sum of squared deviations of each time step and channel over the finite
         values in the mask, physical units, shape [N, 3, C]."""
-        return _get(zarr.open_group(self.path, mode="r"), "moments")
+        with _reading(self.path):
+            return _get(zarr.open_group(self.path, mode="r"), "moments")
 
     def missing_files(self) -> list[str]:
         """A phrase for each shard file of `fields` that is not there."""
@@ -128,7 +130,7 @@ def open_store(path: str | Path, *, whole: bool = True) -> Store:
     Raises:
         AqnetError: it is missing, unfinished, of another format version, damaged, or not whole.
     """
-    path, again = Path(path), "remove it and prepare it again"
+    path = Path(path)
     if not path.is_dir():
         raise AqnetError(f"{path}: no such store; make it with python -m aqnet.data.prepare")
     try:
@@ -136,23 +138,36 @@ def open_store(path: str | Path, *, whole: bool = True) -> Store:
     except (ValueError, OSError) as error:
         raise AqnetError(f"{path}: not a training store ({error})") from None
     if not group.attrs.get("complete"):
-        raise AqnetError(f"{path}: not a finished training store; {again}")
+        raise AqnetError(f"{path}: not a finished training store; {_AGAIN}")
     version = group.attrs.get("format_version")
     if version != FORMAT_VERSION:
-        raise AqnetError(f"{path}: format version {version}, expected {FORMAT_VERSION}; {again}")
-    try:
+        raise AqnetError(f"{path}: format version {version}, expected {FORMAT_VERSION}; {_AGAIN}")
+    with _reading(path):
         store = Store(path, group)
-    except (ValueError, RuntimeError, OSError, KeyError) as error:
-        raise AqnetError(f"{path}: damaged ({error}); {again}") from None
     missing = store.missing_files() if whole else []
     if missing:
-        raise AqnetError(f"{path}: {missing[0]} ({len(missing)} in all); {again}")
+        raise AqnetError(f"{path}: {missing[0]} ({len(missing)} in all); {_AGAIN}")
     return store
 
 
-def _get(group: zarr.Group, name: str) -> NDArray[Any]:
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Say in one line that a store's files are not what was written."""
+    try:
+        yield
+    except (ValueError, RuntimeError, OSError, KeyError, TypeError) as error:
+        raise AqnetError(f"{path}: damaged ({error}); {_AGAIN}") from None
+
+
+def _array(group: zarr.Group, name: str) -> zarr.Array[Any]:
     array = group[name]
-    assert isinstance(array, zarr.Array)
+    if not isinstance(array, zarr.Array):
+        raise TypeError(f"{name!r} is no array")
+    return array
+
+
+def _get(group: zarr.Group, name: str) -> NDArray[Any]:
+    array = _array(group, name)
     if array.nchunks_initialized != array.nchunks:  # Zarr would read zeros
         raise FileNotFoundError(f"the file of {name!r} is missing")
     return np.asarray(array[...])

@@ -109,10 +109,8 @@ def conversion(name: str, found: str | None, origin: str) -> Conversion:
     )
 
 
-def without_noise(
-    values: NDArray[Any], floor: float = PACKING_NOISE
-) -> tuple[NDArray[Any], int, float]:
-    """Concentrations [ug/m3] with packing noise (-`floor` to 0) set to 0.
+def without_noise(values: NDArray[Any]) -> tuple[NDArray[Any], int, float]:
+    """Concentrations [ug/m3] with packing noise (-`PACKING_NOISE` to 0) set to 0.
 
     Returns:
         The values, how many were set to 0, and the lowest value that is below the noise
@@ -122,8 +120,9 @@ def without_noise(
     if not negative.any():
         return values, 0, 0.0
     lowest = float(values[negative].min())
-    noise = negative & (values >= -floor)
-    return np.where(noise, 0.0, values), int(noise.sum()), lowest if lowest < -floor else 0.0
+    noise = negative & (values >= -PACKING_NOISE)
+    below = lowest if lowest < -PACKING_NOISE else 0.0
+    return np.where(noise, 0.0, values), int(noise.sum()), below
 
 
 def _spelled_alike(text: str) -> str:

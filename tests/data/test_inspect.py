@@ -165,6 +165,8 @@ def test_every_damage_of_a_training_store_is_found(training: Path):
 def test_a_training_store_with_exchanged_files_is_a_problem(training: Path):
     (training / "static/zarr.json").write_text((training / "static/zarr.json").read_text() + " ")
     assert "not those it was finished with" in problems(training)
+    text = inspect.inspect(training).text()
+    assert "\n1 problem:\n" in text
 
 
 def test_unfinished_and_strange_folders_are_problems_and_nothing_is_an_error(

@@ -192,6 +192,22 @@ def test_damage_of_a_small_array_is_an_error_when_opening(written: Path, name: s
         store.open_store(written)
 
 
+def test_damage_of_the_moments_is_an_error_when_statistics_need_them(written: Path):
+    chunk = written / "moments/c/0/0/0"
+    chunk.write_bytes(chunk.read_bytes()[:-3])
+    with pytest.raises(AqnetError, match=r"2015\.zarr: damaged .*checksum.*prepare it again"):
+        store.open_store(written).moments()
+    chunk.unlink()
+    with pytest.raises(AqnetError, match=r"2015\.zarr: damaged \(the file of 'moments' is missing"):
+        store.open_store(written).moments()
+
+
+def test_a_group_in_place_of_an_array_is_an_error(written: Path):
+    (written / "time/zarr.json").write_text('{"zarr_format": 3, "node_type": "group"}')
+    with pytest.raises(AqnetError, match=r"2015\.zarr: damaged \('time' is no array"):
+        store.open_store(written)
+
+
 @pytest.mark.parametrize("size", [0, 100, -10])
 def test_truncated_files_of_fields_are_errors_that_name_store_and_time(written: Path, size: int):
     shard = shards(written)[0]
