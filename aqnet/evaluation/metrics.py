@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -156,13 +157,18 @@ def intervals(days: Values) -> Values:
     parts = blocks(days)
     if len(parts) < MIN_BLOCKS:
         return np.full((2, *days.shape[2:]), np.nan)
-    drawn = np.random.default_rng(0).integers(len(parts), size=(RESAMPLES, len(parts)))
-    counts = np.stack([np.bincount(row, minlength=len(parts)) for row in drawn])
-    totals = np.tensordot(counts.astype(np.float64), parts, axes=1)
+    totals = np.tensordot(_drawn(len(parts)), parts, axes=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         ratios = totals[:, 0] / totals[:, 1]
         low_high: Values = np.quantile(ratios, [0.025, 0.975], axis=0)
     return low_high
+
+
+@cache
+def _drawn(blocks: int) -> Values:
+    """How often each block is drawn in each resample, [RESAMPLES, blocks]."""
+    drawn = np.random.default_rng(0).integers(blocks, size=(RESAMPLES, blocks))
+    return np.stack([np.bincount(row, minlength=blocks) for row in drawn]).astype(np.float64)
 
 
 def _variance(weight: float, total: float, squares: float) -> float:

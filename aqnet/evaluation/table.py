@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from aqnet.checkpoint_files import replace_text
 from aqnet.errors import AqnetError
@@ -17,7 +16,6 @@ from aqnet.evaluation import daily, metrics
 from aqnet.evaluation.run import FORECASTS, Scorer
 from aqnet.evaluation.stations import StationScores
 
-Values = NDArray[np.float64]
 _N = metrics.SUMS.index("n")
 
 
@@ -28,12 +26,12 @@ def rows(scorer: Scorer | StationScores, units: dict[str, str]) -> list[dict[str
     that lacks some of them has a row only in the subset common with it.
     """
     found = []
-    limits = _limits(scorer)
+    sums = daily.of(scorer) if isinstance(scorer, Scorer) and scorer.days else None
     for at in np.ndindex(scorer.totals.shape[1:5]):
         if _is_own(scorer, at) and scorer.totals[0][at][_N] > 0:
             numbers = scorer.totals[(slice(None), *at, _N)]
             same = np.flatnonzero(numbers == numbers[0])
-            found += [_row(scorer, units, limits, int(number), at) for number in same]
+            found += [_row(scorer, units, sums, int(number), at) for number in same]
     return found
 
 
@@ -50,7 +48,7 @@ def _is_own(scorer: Scorer | StationScores, at: tuple[int, ...]) -> bool:
 def _row(
     scorer: Scorer | StationScores,
     units: dict[str, str],
-    limits: tuple[Values, Values],
+    sums: daily.Daily | None,
     number: int,
     at: tuple[int, ...],
 ) -> dict[str, Any]:
@@ -72,7 +70,7 @@ def _row(
     row["skill_persistence"] = metrics.skill(group[number], group[1])
     row["skill_best_simple"] = metrics.skill(group[number], group[best])
     row["best_simple"] = FORECASTS[best]
-    row |= _interval_columns(limits, number, best, at)
+    row |= _interval_columns(sums, number, best, at)
     row |= {key: value for key, value in values.items() if key not in first}
     if name not in metrics.EVENT_THRESHOLDS:
         row |= dict.fromkeys((*metrics.COUNTED[1:], "far", "hit_rate", "csi"))
@@ -139,32 +137,17 @@ def _skill_lines(table: list[dict[str, Any]], subset: str) -> list[str]:
     return lines
 
 
-def _limits(scorer: Scorer | StationScores) -> tuple[Values, Values]:
-    """Intervals of each MSE, and of each MSE over each simple forecast's; subset `all` alone.
-
-    Shapes [2, F, K, T, R] and [2, F, F, K, T, R].
-    """
-    if isinstance(scorer, StationScores) or not scorer.days:
-        shape = scorer.totals.shape[:4]
-        return np.full((2, *shape), np.nan), np.full((2, shape[0], *shape), np.nan)
-    sums = daily.of(scorer)
-    errors, weights = sums.errors, sums.weights
-    mse = metrics.intervals(np.stack([errors, weights], axis=1))
-    above = np.broadcast_to(
-        errors[:, :, None], (len(errors), *errors.shape[1:2], *errors.shape[1:])
-    )
-    below = np.broadcast_to(errors[:, None], above.shape)
-    return mse, metrics.intervals(np.stack([above, below], axis=1))
-
-
 def _interval_columns(
-    limits: tuple[Values, Values], number: int, best: int, at: tuple[int, ...]
+    sums: daily.Daily | None, number: int, best: int, at: tuple[int, ...]
 ) -> dict[str, float | None]:
+    """Limits of a forecast's RMSE and of its skill against forecast `best`, in subset `all`."""
     lead, target, region, subset = at
     keys = ("rmse_low", "rmse_high", "skill_best_simple_low", "skill_best_simple_high")
-    if subset != 0:
+    if sums is None or subset != 0:
         return dict.fromkeys(keys)
-    mse = np.sqrt(limits[0][:, number, lead, target, region])
-    skill = 1.0 - limits[1][::-1, number, best, lead, target, region]
-    values = [float(value) if np.isfinite(value) else None for value in (*mse, *skill)]
-    return dict(zip(keys, values, strict=True))
+    errors, weights = (part[:, :, lead, target, region] for part in (sums.errors, sums.weights))
+    mse = metrics.intervals(np.stack([errors[:, number], weights[:, number]], axis=1))
+    ratio = metrics.intervals(np.stack([errors[:, number], errors[:, best]], axis=1))
+    values = (*np.sqrt(mse), *(1.0 - ratio[::-1]))
+    found = [float(value) if np.isfinite(value) else None for value in values]
+    return dict(zip(keys, found, strict=True))
