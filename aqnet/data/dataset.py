@@ -110,13 +110,14 @@ class ForecastDataset(Dataset[Batch]):
         self._target_numbers = _numbers(statistics, data.targets)
         self._input_numbers = _numbers(statistics, config.input_variables)
         self._blank = np.full((len(self._input_numbers), *self.grid.shape), np.nan, np.float32)
-        self._dynamic_rows = []  # of the variables with a time, hours before the present after them
-        for row, name in enumerate(data.variables):
+        self._reads: dict[int, list[tuple[int, int]]] = {}  # of each hour: channels and their rows
+        for row, full_name in enumerate(config.input_variables):
+            name, _, earlier = full_name.partition("@")
             if name in STATIC_VARIABLES:
                 _normalise(first.static[name], self._input_numbers[row], self._blank[row])
             else:
-                self._dynamic_rows.append(row)
-        self._inputs = [first.names.index(data.variables[row]) for row in self._dynamic_rows]
+                hours = int(earlier.removesuffix("h") or 0)
+                self._reads.setdefault(hours, []).append((first.names.index(name), row))
         self._mask = self.grid.mask.numpy()
 
     def __len__(self) -> int:
@@ -188,14 +189,12 @@ class ForecastDataset(Dataset[Batch]):
 
     def _fields(self, time: int) -> NDArray[np.float32]:
         """Normalised inputs [V, H, W] of one time: `data.variables`, then the earlier hours."""
-        fields, rows = self._blank.copy(), self._dynamic_rows
-        for hours in self.config.data.history_hours:
+        fields = self._blank.copy()
+        for hours, places in self._reads.items():
             values = self._source.read(time + hours)
             if values is not None:
-                for row, channel in zip(rows, self._inputs, strict=True):
+                for channel, row in places:
                     _normalise(values[channel], self._input_numbers[row], fields[row])
-            after = max(rows[-1] + 1, len(self.config.data.variables))
-            rows = list(range(after, after + len(rows)))
         return fields
 
     def _targets(self, time: int) -> NDArray[np.float32]:

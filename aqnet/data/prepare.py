@@ -54,7 +54,7 @@ def prepare(
     for year in only or ():
         if year not in years:
             raise AqnetError(f"--year: {year} is not in data.split, which has {years}")
-    years = only or years
+    years = sorted(set(only)) if only else years
     for year in years:  # before anything is written
         sources.check_variables(dynamic_names(config.data), origin.year_rows(config, sources, year))
     grid = ModelGrid(config, sources)
@@ -194,10 +194,15 @@ def _alone(directory: Path, only: list[int] | None) -> Iterator[None]:
                 raise AqnetError(f"{directory}: cannot write the stores here: {error}") from None
             try:
                 fcntl.flock(lock, kind | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 raise AqnetError(
                     f"{directory}: another prepare writes here; wait for it or give another "
                     "data.stores"
+                ) from None
+            except OSError as error:  # a Lustre mounted without flock, for one
+                raise AqnetError(
+                    f"{directory}: files cannot be locked on this file system ({error.strerror}); "
+                    "give a data.stores on another, and copy the stores when they are written"
                 ) from None
         yield
 

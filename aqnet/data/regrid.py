@@ -35,10 +35,10 @@ def regridded(
     Returns:
         NaN where what is present covers less than half of what the source covers, or nothing.
     """
-    middle = float(target_lon[target_lon.shape[0] // 2, target_lon.shape[1] // 2])
-    grid = np.stack((lat, continuous(lon)))
+    grid, target = np.stack((lat, continuous(lon))), np.stack((target_lat, continuous(target_lon)))
+    middle = float(target[1, target_lon.shape[0] // 2, target_lon.shape[1] // 2])
     areas, flat = cell_areas(*grid).reshape(-1), values.reshape(-1)
-    down, across = _cuts(grid, np.stack((target_lat, target_lon)))
+    down, across = _cuts(grid, target)
     column = (np.arange(lat.shape[1] * across) + 0.5) / across - 0.5
     size = target_lat.size
     sums = np.zeros((3, size))  # of values, of the area present, of the area covered
@@ -49,7 +49,7 @@ def regridded(
         rows, columns = (part.ravel() for part in np.meshgrid(row, column, indexing="ij"))
         piece_lat, piece_lon = _interpolated(grid, rows, columns)[0]
         piece_lon = middle + (piece_lon - middle + 180) % 360 - 180
-        y, x = located(piece_lat, piece_lon, target_lat, target_lon)
+        y, x = located(piece_lat, piece_lon, *target)
         inside = np.isfinite(y)
         place = np.rint(y[inside]).astype(np.int64) * target_lat.shape[1]
         place += np.rint(x[inside]).astype(np.int64)
@@ -127,7 +127,6 @@ def _interpolated(grid: Floats, y: Floats, x: Floats) -> tuple[Floats, Floats, F
 
 def _cuts(grid: Floats, target: Floats) -> tuple[int, int]:
     """Pieces along rows and columns into which a source cell is cut; grids are [2, H, W]."""
-    target = np.stack((target[0], continuous(target[1])))
     shrink = np.array([1.0, np.cos(np.radians(target[0].mean()))])
 
     def size(of: Floats, axis: int) -> float:

@@ -187,7 +187,7 @@ class SourceView:
         inside = self.file_name(name)
         where = f"{file.path}: variable {inside!r}"
         dims = file.dimensions[inside]
-        if len(dims) != 3 and not (len(dims) == 2 and caqra.hour_of(file.path) is not None):
+        if len(dims) != 3 and not self._without_time(file, inside):
             raise AqnetError(f"{where} has dimensions {dims}; expected (time, y, x)")
         if dims[-1] in LAT_NAMES or dims[-2] in LON_NAMES:
             raise AqnetError(f"{where} has dimensions {dims}; expected latitude before longitude")
@@ -198,6 +198,10 @@ class SourceView:
                     f"{where} has no chunk {lost}, though its place has values at other times; "
                     "the store is damaged: get it again"
                 )
+
+    def _without_time(self, file: SourceFile, inside: str) -> bool:
+        """Whether a field has no time axis, as a file of one hour needs none."""
+        return len(file.dimensions[inside]) == 2 and self._steps[file.path] == 1
 
     def read(self, names: Sequence[str], rows: slice) -> Array:
         """Fields of `names` at `times[rows]`, in aqnet's units, NaN where missing.
@@ -270,23 +274,18 @@ class SourceView:
         factor, offset, unit = self._conversion(file, name)
         inside = self.file_name(name)
         where = f"{file.path}: variable {inside!r}"
-        alone = rows is not None and len(file.dimensions[inside]) == 2  # an hour without a time
-        steps = self._steps.get(file.path)
-        if rows is not None and not alone and file.layout(inside).shape[0] != steps:
-            raise AqnetError(
-                f"{where} has {file.layout(inside).shape[0]} time steps; the file has {steps}"
-            )
-        values = file.read(inside, None if alone else rows)
-        values = missing_to_nan(values)
+        shape, steps = file.layout(inside).shape, self._steps[file.path]
+        without_time = rows is None or self._without_time(file, inside)
+        if not without_time and shape[0] != steps:
+            raise AqnetError(f"{where} has {shape[0]} time steps; the file has {steps}")
+        expected = self.lat.shape if without_time else (steps, *self.lat.shape)
+        if shape != expected:
+            raise AqnetError(f"{where} has shape {shape}, expected {expected}")
+        values = missing_to_nan(file.read(inside, None if without_time else rows))
         if (factor, offset) != (1.0, 0.0):
             values = values * factor + offset
-        if alone:
+        if rows is not None and without_time:
             values = values[None]
-        size = () if rows is None else (rows.stop - rows.start,)
-        if values.shape != (*size, *self.lat.shape):
-            raise AqnetError(
-                f"{where} has shape {values.shape}, expected {(*size, *self.lat.shape)}"
-            )
         with np.errstate(over="ignore"):
             found: Array = values.astype(np.float32, copy=False)
         if np.isinf(found).any():

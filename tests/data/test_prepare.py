@@ -74,6 +74,7 @@ def test_years_written_one_by_one_are_those_written_together(tmp_path: Path):
         (tmp_path / folder / "statistics.json").read_bytes() for folder in ("whole", "parts")
     ]
     assert results[0] == results[1]
+    prepare(parts, only=[2013, 2013])
     with pytest.raises(AqnetError, match="2012 is not in data"):
         prepare(parts, only=[2012])
 

@@ -1,5 +1,6 @@
 """prepare killed at any moment, on a full disk, twice at once, and on sources that change."""
 
+import errno
 import fcntl
 import itertools
 import json
@@ -268,6 +269,18 @@ def test_two_at_once_on_one_output_are_refused(tmp_path: Path):
         prepare(config, dry_run=True)  # which writes nothing
     assert not list((tmp_path / "stores").glob("*.zarr*"))
     prepare(config)
+
+
+def test_a_file_system_without_locks_is_named_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def no_locks(*arguments: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")  # Lustre mounted without flock
+
+    write_years(tmp_path)
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(AqnetError, match="stores: files cannot be locked on this file system"):
+        prepare(load(tmp_path))
 
 
 def test_an_edited_source_is_noticed(tmp_path: Path):

@@ -172,3 +172,5 @@ def test_longitudes_may_cross_the_date_line():
     np.testing.assert_allclose(resampler.lon[0], np.arange(171, 190, 3.0))
     found = regrid.regridded(lon, lat, wrapped, resampler.lat, resampler.lon)
     np.testing.assert_allclose(found[0], np.arange(171, 190, 3.0))
+    same = regrid.regridded(lon, lat, wrapped, lat, wrapped)  # the target crosses it as well
+    np.testing.assert_allclose(same, lon)

@@ -134,6 +134,24 @@ def test_years_before_1582_count_rightly_where_the_calendar_is_proleptic(tmp_pat
     np.testing.assert_array_equal(SourceView(Source(str(path))).times, hours(2013, 3))
 
 
+def test_a_file_of_one_hour_needs_no_time_axis(tmp_path):
+    values, group = fields(3)["o3"], write_zarr(tmp_path / "a.zarr", hours(2013, 3), fields(3))
+    netCDF4 = pytest.importorskip("netCDF4")
+    with netCDF4.Dataset(tmp_path / "a.nc", "w") as file:
+        for name, data in (("lat", LAT), ("lon", LON)):
+            file.createDimension(name, len(data))
+            file.createVariable(name, "f8", (name,))[:] = data
+        file.createVariable("time", "i8", ())[...] = hours(2013)[0]
+        file["time"].units = "hours since 1970-01-01"
+        file.createVariable("o3", "f4", ("lat", "lon"))[:] = values[0]
+        file["o3"].units = "ug m-3"
+    view = SourceView(Source(str(tmp_path / "a.nc")))
+    view.check_variables(("o3",), slice(0, 1))
+    np.testing.assert_array_equal(view.read(("o3",), slice(0, 1))[0, 0], values[0])
+    with pytest.raises(AqnetError, match=r"'elevation' has dimensions \('lat', 'lon'\)"):
+        SourceView(Source(str(group))).check_variables(("elevation",), slice(0, 3))
+
+
 def test_netcdf_units_that_are_a_number_are_read_as_text(tmp_path):
     netCDF4 = pytest.importorskip("netCDF4")
     write_netcdf(tmp_path / "a.nc", hours(2013, 8, 3), two_d=False)
