@@ -91,7 +91,7 @@ class ForecastDataset(Dataset[Batch]):
         """Find the samples of `split_name` (train, validation or test); nothing is read yet.
 
         Raises:
-            AqnetError: a store or a variable is missing, or the split holds no sample.
+            AqnetError: a store or a variable is missing, or the split holds no sample or target.
         """
         data = config.data
         self.config, self.split_name = config, split_name
@@ -248,6 +248,11 @@ def _samples(config: Config, split_name: str, hours: Hours) -> tuple[Hours, str]
     exists = np.isin(later, hours)
     crosses = ~_inside(config, split_name, later).all(axis=1)
     keep = ~no_history & ~crosses
+    if split_name == "train" and keep.any() and not exists[keep].any():
+        raise AqnetError(
+            f"data.split.{split_name}: the stores have no hour {list(data.lead_times)} h after any "
+            f"of {int(keep.sum())} input times; choose data.lead_times by the step of the stores"
+        )
     facts = (
         f"dropped {int((crosses & ~no_history).sum())} with a target outside the split and "
         f"{int(no_history.sum())} without all of data.history_hours; of the targets kept, "

@@ -175,6 +175,13 @@ def test_initial_rho_is_zero_where_there_is_no_pair(folder: Path):
     assert (rho[0] != 0).all()
 
 
+def test_lead_times_that_no_hour_of_the_stores_has_are_refused(folder: Path):
+    split = {"train": ["2015/2016"], "validation": ["2016"], "test": ["2016"]}
+    settings = config(folder, lead_times=[2400, 2403], split=split)
+    with pytest.raises(AqnetError, match=r"data\.split\.train: .*no hour \[2400, 2403\] h after"):
+        dataset.ForecastDataset(settings, "train", STATISTICS)
+
+
 def test_damaged_chunk_is_named_with_its_time(tmp_path: Path):
     write_both(tmp_path)
     train = dataset.ForecastDataset(config(tmp_path), "train", STATISTICS)
