@@ -204,13 +204,13 @@ class ZarrStore(SourceFile):
 
 
 def _missing_marks(array: zarr.Array[Any]) -> list[Any]:
-    """The values that stand for missing ones in a Zarr array, as xarray writes them.
+    """The values that stand for missing ones in a Zarr array.
 
-    Zarr v2 has them as the array's own fill value, where 0 is Zarr's default and marks nothing;
-    v3 as the attribute `_FillValue`, floats as base64 of their eight bytes.
+    xarray writes them as the attribute `_FillValue` (floats as base64 of their eight bytes) to v3,
+    as the array's own fill value to v2, where, as in any array, 0 is the default and marks nothing.
     """
     found: list[Any] = [array.attrs.get("_FillValue"), array.attrs.get("missing_value")]
-    if found[0] is None and array.metadata.zarr_format == 2 and array.fill_value:
+    if found[0] is None and array.fill_value:
         found[0] = array.fill_value
     for at, mark in enumerate(found):
         if isinstance(mark, str) and mark.endswith("="):

@@ -223,6 +223,21 @@ def test_fill_values_of_stores_written_by_xarray_are_missing(tmp_path, version, 
     np.testing.assert_allclose(found, values, atol=1e-6)
 
 
+@pytest.mark.parametrize("version", [2, 3])
+def test_chunks_never_written_are_missing_whatever_they_are_filled_with(tmp_path, version):
+    path = write_zarr(tmp_path / "a.zarr", hours(2013, 3), fields(3), version)
+    group = zarr.open_group(path)
+    dims = ["time", "lat", "lon"]
+    array = group.create_array(
+        "so2", shape=(3, 3, 4), dtype="f4", chunks=(3, 3, 2), fill_value=9.96921e36
+    )
+    array.attrs.update({"units": "ug m-3", "_ARRAY_DIMENSIONS": dims})
+    array[:, :, 2:] = 5.0
+    found = SourceView(Source(str(path))).read(("so2",), slice(0, 3))[:, 0]
+    np.testing.assert_array_equal(found[:, :, 2:], 5.0)
+    assert np.isnan(found[:, :, :2]).all()
+
+
 def test_values_beyond_float32_are_refused_as_infinite(tmp_path):
     values = {name: field.astype(np.float64) for name, field in fields(2).items()}
     values["o3"][1, 1, 1] = 1e39
