@@ -60,7 +60,8 @@ def bilinear(lat: Values, lon: Values, to_lat: Values, to_lon: Values) -> Interp
     projected grids do as well as degree grids. Longitudes may count from 0 or from -180.
 
     Args:
-        lat, lon: of the grid, degrees, shape [H, W], at least 2 x 2; to_lat, to_lon: shape [P].
+        lat, lon: of the grid, degrees, shape [H, W] (of a single row or column, such as a list of
+            stations, points have values at its centres alone); to_lat, to_lon: shape [P].
     """
     middle = float(to_lon[0])
     east, to_east = _around(lon, middle), _around(to_lon, middle)

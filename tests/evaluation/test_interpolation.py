@@ -92,3 +92,9 @@ def test_cells_outside_the_domain_do_not_count():
     points = bilinear(*grid, np.array([0.5, 0.1, 1.0]), np.array([1.5, 0.1, 1.0])).within(mask)
     assert points.inside.tolist() == [True, False, True]
     np.testing.assert_allclose(points(np.array([1.0, 2.0, 4.0])), [7 / 3, np.nan, 2.0])
+
+
+def test_single_row_such_as_a_list_of_stations_has_values_at_its_centres():
+    lat, lon = np.array([[40.0, 40.1, 39.8, 40.3]]), np.array([[116.0, 116.2, 116.4, 115.9]])
+    points = bilinear(lat, lon, np.array([40.1, 39.8, 40.3, 41.0]), np.append(lon[0, 1:], 116.0))
+    np.testing.assert_array_equal(points(np.arange(4.0)), [1.0, 2.0, 3.0, np.nan])
