@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
@@ -223,12 +224,11 @@ def from_dict(tree: dict[str, Any], origin: str) -> Config:
     """Build and check a config from nested dicts; `origin` names it in errors."""
     try:
         config: Config = build(Config, tree)
-        _check_numbers(config)
-        _check_data(config.data)
-        _check_model(config)
-        _check_training(config)
     except AqnetError as error:
         raise AqnetError(f"{origin}: {error}") from None
+    wrong = (_wrong_numbers(config), _wrong_data(config.data), _wrong_model(config))
+    for problem in itertools.chain(*wrong, _wrong_training(config)):
+        raise AqnetError(f"{origin}: {problem}")
     return config
 
 
@@ -272,12 +272,7 @@ _MAY_BE_ZERO = re.compile(
 )
 
 
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise AqnetError(message)
-
-
-def _check_numbers(config: Config) -> None:
+def _wrong_numbers(config: Config) -> Iterator[str]:
     """Every number is positive, save those that may be 0 and the two lists with rules of their
     own."""
     for key, value in flattened(to_dict(config)).items():
@@ -285,89 +280,75 @@ def _check_numbers(config: Config) -> None:
             continue
         for number in value if isinstance(value, list) else [value]:
             if type(number) in (int, float) and not number > 0:  # NaN is not
-                zero = _MAY_BE_ZERO.fullmatch(key) is not None
-                expected = "not be negative" if zero else "be positive"
-                _require(zero and number == 0, f"{key} must {expected}, found {number}")
+                if _MAY_BE_ZERO.fullmatch(key) is None:
+                    yield f"{key} must be positive, found {number}"
+                elif number != 0:
+                    yield f"{key} must not be negative, found {number}"
     for key in ("model.drop_path", "model.drop_rate", "train.ema_decay"):
         share = attrgetter(key)(config)
-        _require(share is None or share < 1, f"{key} must be below 1, found {share}")
+        if share is not None and share >= 1:
+            yield f"{key} must be below 1, found {share}"
 
 
-def _check_data(data: Data) -> None:
+def _wrong_data(data: Data) -> Iterator[str]:
     for key in ("variables", "targets", "lead_times", "history_hours", "split.train"):
         values = attrgetter(key)(data)
-        _require(bool(values), f"data.{key} is empty")
-        _require(len(set(values)) == len(values), f"data.{key} lists a value twice: {values}")
-    _require(
-        data.history_hours[0] == 0 and max(data.history_hours) == 0,
-        f"data.history_hours must be 0 followed by negative hours, found {data.history_hours}",
-    )
+        if not values:
+            yield f"data.{key} is empty"
+        if len(set(values)) < len(values):
+            yield f"data.{key} lists a value twice: {values}"
+    if data.history_hours[0] != 0 or max(data.history_hours) != 0:
+        yield f"data.history_hours must be 0 followed by negative hours, found {data.history_hours}"
     for target in data.targets:
-        _require(
-            target not in STATIC_VARIABLES and "@" not in target,
-            f"data.targets: {target!r} cannot be a target",
-        )
+        if target in STATIC_VARIABLES or "@" in target:
+            yield f"data.targets: {target!r} cannot be a target"
     for key in ("train", "validation", "test"):
         try:
             periods.intervals(getattr(data.split, key))
         except AqnetError as error:
-            raise AqnetError(f"data.split.{key}: {error}") from None
+            yield f"data.split.{key}: {error}"
     for name in data.static_files:
-        _require(
-            name in ("elevation", "population"),
-            f"data.static_files.{name}: known are elevation and population",
-        )
-    known = (*data.variables, *data.targets)
+        if name not in ("elevation", "population"):
+            yield f"data.static_files.{name}: known are elevation and population"
     for name in data.units:
-        _require(
-            name in known,
-            f"data.units.{name}: no such variable in data.variables and data.targets",
+        if name not in (*data.variables, *data.targets):
+            yield f"data.units.{name}: no such variable in data.variables and data.targets"
+    if (data.resample == "none") != (data.shape is None):
+        yield (
+            "data.shape is the grid to resample to: give it with data.resample area or bilinear, "
+            "and leave it out with none"
         )
-    _require(
-        (data.resample == "none") == (data.shape is None),
-        "data.shape is the grid to resample to: give it with data.resample area or bilinear, "
-        "and leave it out with none",
-    )
 
 
-def _check_model(config: Config) -> None:
+def _wrong_model(config: Config) -> Iterator[str]:
     data, model = config.data, config.model
-    _require(
-        model.embed_dim % model.num_heads == 0,
-        f"model.embed_dim {model.embed_dim} is no multiple of model.num_heads {model.num_heads}",
-    )
-    _require(
-        model.scan == "raster" or {"u", "v"} <= set(data.variables),
-        "model.scan is wind, but data.variables lacks u or v; set model.scan: raster",
-    )
-    _require(
-        model.compatibility in ("none", "aq_net2") or "elevation" in data.variables,
-        f"model.compatibility is {model.compatibility}, but data.variables lacks elevation",
-    )
-    _require(
-        not model.terrain.enabled or "elevation" in data.variables,
-        "model.terrain.enabled is true, but data.variables lacks elevation; set it to false",
-    )
-    _require(
-        model.regions is None or model.attention == "global",
-        "model.regions cannot go with model.attention: window; leave one of them out",
-    )
+    if model.embed_dim % model.num_heads:
+        heads = f"model.num_heads {model.num_heads}"
+        yield f"model.embed_dim {model.embed_dim} is no multiple of {heads}"
+    if model.scan == "wind" and not {"u", "v"} <= set(data.variables):
+        yield "model.scan is wind, but data.variables lacks u or v; set model.scan: raster"
+    if "elevation" not in data.variables:
+        lacks = "but data.variables lacks elevation"
+        if model.compatibility not in ("none", "aq_net2"):
+            yield f"model.compatibility is {model.compatibility}, {lacks}"
+        if model.terrain.enabled:
+            yield f"model.terrain.enabled is true, {lacks}; set it to false"
+    if model.regions is not None and model.attention == "window":
+        yield "model.regions cannot go with model.attention: window; leave one of them out"
     if model.compatibility != "none":
-        _check_compatibility(model)
+        yield from _wrong_compatibility(model)
     for block in model.terrain.blocks or ():
-        _require(
-            0 <= block < model.depth,
-            f"model.terrain.blocks: {block} is no block of a model of depth {model.depth}",
-        )
+        if not 0 <= block < model.depth:
+            yield f"model.terrain.blocks: {block} is no block of a model of depth {model.depth}"
     for target in data.targets:
-        _require(
-            model.predict == "value" or target in data.variables,
-            f"model.predict is change, but the target {target!r} is not in data.variables; "
-            "add it there or set model.predict: value",
-        )
+        if model.predict == "change" and target not in data.variables:
+            yield (
+                f"model.predict is change, but the target {target!r} is not in data.variables; "
+                "add it there or set model.predict: value"
+            )
 
 
-def _check_compatibility(model: Model) -> None:
+def _wrong_compatibility(model: Model) -> Iterator[str]:
     needed = {
         "tokens": "all",
         "missing": "fill",
@@ -376,35 +357,30 @@ def _check_compatibility(model: Model) -> None:
         "predict": "value",
     }
     for key, value in needed.items():
-        _require(
-            getattr(model, key) == value,
-            f"model.compatibility {model.compatibility} needs model.{key}: {value}",
+        if getattr(model, key) != value:
+            yield f"model.compatibility {model.compatibility} needs model.{key}: {value}"
+    if model.terrain.enabled:
+        yield (
+            f"model.compatibility {model.compatibility} needs model.terrain.enabled: false (its "
+            "own terrain terms are in block 0)"
         )
-    _require(
-        not model.terrain.enabled,
-        f"model.compatibility {model.compatibility} needs model.terrain.enabled: false (its own "
-        "terrain terms are in block 0)",
-    )
 
 
-def _check_training(config: Config) -> None:
+def _wrong_training(config: Config) -> Iterator[str]:
     train = config.train
-    _require(
-        (train.init_from is None) == (train.init_statistics is None),
-        "train.init_from needs train.init_statistics (checkpoint or data), and only then",
-    )
-    _require(
-        any(limit is not None for limit in (train.max_steps, train.max_epochs, train.max_hours)),
-        "give a run length: train.max_steps, train.max_epochs or train.max_hours",
-    )
-    _require(
-        train.decay_steps is not None or train.max_steps is not None,
-        "train.decay_steps (the length of the cosine) is needed where train.max_steps is not given",
-    )
+    if (train.init_from is None) != (train.init_statistics is None):
+        yield "train.init_from needs train.init_statistics (checkpoint or data), and only then"
+    if train.max_steps is None:
+        if train.max_epochs is None and train.max_hours is None:
+            yield "give a run length: train.max_steps, train.max_epochs or train.max_hours"
+        if train.decay_steps is None:
+            yield (
+                "train.decay_steps (the length of the cosine) is needed where train.max_steps is "
+                "not given"
+            )
     for name in train.target_weights:
-        _require(name in config.data.targets, f"train.target_weights.{name} is no target")
+        if name not in config.data.targets:
+            yield f"train.target_weights.{name} is no target"
     for hours in train.lead_time_weights:
-        _require(
-            hours in map(str, config.data.lead_times),
-            f"train.lead_time_weights.{hours} is no lead time",
-        )
+        if hours not in map(str, config.data.lead_times):
+            yield f"train.lead_time_weights.{hours} is no lead time"

@@ -70,18 +70,6 @@ class Store:
         with _reading(self.path):
             return _get(zarr.open_group(self.path, mode="r"), "moments")
 
-    def missing_files(self) -> list[str]:
-        """A phrase for each shard file of `fields` that is not there."""
-        shards = {
-            row: shard_path(self.path, row) for row in range(0, len(self.time), HOURS_PER_SHARD)
-        }
-        return [
-            f"{shard.relative_to(self.path)} is missing, the fields from "
-            f"{np.datetime64(int(self.time[row]), 'h')} on"
-            for row, shard in shards.items()
-            if not shard.exists()
-        ]
-
     def is_unchanged(self) -> bool:
         """Whether its files are those it was finished with; reads all of them."""
         return checksum(self.path) == self.checksum
@@ -144,9 +132,13 @@ def open_store(path: str | Path, *, whole: bool = True) -> Store:
         raise AqnetError(f"{path}: format version {version}, expected {FORMAT_VERSION}; {_AGAIN}")
     with _reading(path):
         store = Store(path, group)
-    missing = store.missing_files() if whole else []
-    if missing:
-        raise AqnetError(f"{path}: {missing[0]} ({len(missing)} in all); {_AGAIN}")
+    rows = range(0, len(store.time) if whole else 0, HOURS_PER_SHARD)
+    lost = [row for row in rows if not shard_path(path, row).exists()]
+    if lost:
+        raise AqnetError(
+            f"{path}: {shard_path(path, lost[0]).relative_to(path)} is missing, the fields from "
+            f"{np.datetime64(int(store.time[lost[0]]), 'h')} on ({len(lost)} in all); {_AGAIN}"
+        )
     return store
 
 
