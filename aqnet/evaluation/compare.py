@@ -131,7 +131,8 @@ def text(rows: list[dict[str, Any]]) -> str:
     better = [sum(row["better"] == name for row in whole) for name in "AB"]
     lines.append(
         f"A is better in {better[0]}, B in {better[1]} of {len(whole)}; otherwise no difference "
-        f"beyond chance (both tests at {LEVEL:.0%}; of 20 equal pairs about one is called better)"
+        f"beyond chance (both tests at {LEVEL:.0%}; of 20 equal pairs about one is called better). "
+        "Chance is that of the weather: another seed of the same settings may differ as much."
     )
     return "\n".join(lines)
 

@@ -176,13 +176,15 @@ def density(records: Records, config: Config, units: dict[str, str]) -> Figure:
         values = np.cumsum(pairs.sum((0, 1)) + pairs.sum((0, 2)))
         first, last = np.searchsorted(values, values[-1] * np.array([LEFT_OUT, 1.0 - LEFT_OUT]))
         ends = edges[first], edges[last + 1]
+        extent = ends[1] / ends[0]
+        ticks = (1.0, 2.0, 5.0) if extent < 10 else (1.0, 3.0) if extent < 300 else (1.0,)
         for row, lead in enumerate(data.lead_times):
             axes = grid[target][row]
             scale = LogNorm(1, max(2, pairs.max()))
             counts = np.ma.masked_equal(pairs[row], 0)
             image = axes.pcolormesh(edges, edges, counts, cmap=shades, norm=scale, rasterized=True)
             axes.plot(ends, ends, color="black", linewidth=0.6)
-            _logarithmic(axes, "xy", (1.0, 3.0))
+            _logarithmic(axes, "xy", ticks)
             axes.set(xlim=ends, ylim=ends, box_aspect=1)
             axes.tick_params(labelsize=7)
             axes.set_title(f"{maps.label(name)} +{lead} h", fontsize=8)
