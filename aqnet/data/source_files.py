@@ -210,7 +210,7 @@ def _missing_marks(array: zarr.Array[Any]) -> list[Any]:
     as the array's own fill value to v2, where, as in any array, 0 is the default and marks nothing.
     """
     found: list[Any] = [array.attrs.get("_FillValue"), array.attrs.get("missing_value")]
-    if found[0] is None and array.fill_value:
+    if found[0] is None and array.fill_value and array.dtype.kind != "b":
         found[0] = array.fill_value
     for at, mark in enumerate(found):
         if isinstance(mark, str) and mark.endswith("="):

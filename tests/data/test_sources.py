@@ -5,6 +5,7 @@ import pytest
 import zarr
 
 from aqnet.config import Data, Source, load
+from aqnet.data import source_files
 from aqnet.data.sources import SourceView, dynamic_names, open_sources
 from aqnet.errors import AqnetError
 from tests.data.source_writers import LAT, LON, TARGETS, fields, hours, write_zarr
@@ -233,6 +234,8 @@ def test_chunks_never_written_are_missing_whatever_they_are_filled_with(tmp_path
     )
     array.attrs.update({"units": "ug m-3", "_ARRAY_DIMENSIONS": dims})
     array[:, :, 2:] = 5.0
+    inside = group.create_array("mask", data=np.eye(3, 4, dtype=bool), fill_value=True)
+    np.testing.assert_array_equal(source_files.ZarrStore(path).read("mask"), np.asarray(inside))
     found = SourceView(Source(str(path))).read(("so2",), slice(0, 3))[:, 0]
     np.testing.assert_array_equal(found[:, :, 2:], 5.0)
     assert np.isnan(found[:, :, :2]).all()
