@@ -258,6 +258,8 @@ def _samples(config: Config, split_name: str, hours: Hours) -> tuple[Hours, str]
         f"{int(no_history.sum())} without all of data.history_hours; of the targets kept, "
         f"{int((~exists[keep]).sum())} times do not exist and are masked"
     )
+    if split_name != "train" and (shared := int(_inside(config, "train", candidates[keep]).sum())):
+        facts += f"; {shared} of them lie in data.split.train too, so a score says little"
     return candidates[keep], facts
 
 

@@ -83,6 +83,14 @@ def test_samples_whose_targets_lie_in_another_split_are_dropped_and_counted(fold
     assert len(test) == 24  # the last day has targets after the end of the split
 
 
+def test_samples_that_are_trained_on_as_well_are_counted(folder: Path):
+    split = {"train": ["2015", "2016-01-01"], "validation": ["2016-01-01/2016-01-03"], "test": []}
+    validation = dataset.ForecastDataset(config(folder, split=split), "validation", STATISTICS)
+    assert "24 of them lie in data.split.train too" in validation.report()
+    apart = dataset.ForecastDataset(config(folder, lead_times=[3]), "validation", STATISTICS)
+    assert "data.split.train" not in apart.report()
+
+
 def test_history_adds_the_day_before_as_further_channels(folder: Path):
     settings = config(folder, history_hours=[0, -24])
     assert settings.input_variables[5:] == ("pm25@-24h", "temp@-24h", "o3@-24h")
