@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time as clock
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,11 @@ from numpy.typing import NDArray
 from aqnet.config import STATIC_VARIABLES
 from aqnet.data import caqra, sources, store, units
 from aqnet.data.findings import Findings, Variable
+from aqnet.data.parallel import Progress
 from aqnet.data.source_files import TIME_NAMES, Layout, SourceFile, ZarrStore, open_file
 from aqnet.errors import AqnetError, run
 
 _BLOCK_BYTES = 64 * 2**20
-_PROGRESS_SECONDS = 3.0
 _COORDINATES = (*TIME_NAMES, "lat", "lon", "latitude", "longitude", "XLAT", "XLONG")
 
 Array = NDArray[Any]
@@ -115,6 +114,7 @@ def _source(found: Findings, file: SourceFile) -> None:
         found.set_grid(*sources.coordinates(file), None)
     except AqnetError as error:
         found.problems.append(str(error))
+    one_hour = found.times is not None and len(found.times) == 1
     chunks: set[str] = set()
     steps = 0
     for name, dimensions in file.dimensions.items():
@@ -128,7 +128,7 @@ def _source(found: Findings, file: SourceFile) -> None:
             found.problems.append(
                 f"{name!r} is a static field, but has the dimensions {', '.join(dimensions)}"
             )
-        elif len(dimensions) == 3 or (len(dimensions) == 2 and hour is not None and not static):
+        elif len(dimensions) == 3 or (len(dimensions) == 2 and one_hour and not static):
             chunk = layout.chunk
             chunks.add(" x ".join(str(size) for size in chunk) if chunk else "whole fields")
             steps = max(steps, layout.shape[0] if len(dimensions) == 3 else 1)
@@ -207,13 +207,10 @@ def _conversion(found: Findings, file: SourceFile, name: str) -> units.Conversio
 
 def _progressing(rows: int, at_once: int) -> Iterator[slice]:
     """Slices of `at_once` rows, with a line on stderr where they take long."""
-    began = told = clock.monotonic()
+    progress = Progress("inspect", rows, sys.stderr)
     for start in range(0, rows, at_once):
         yield slice(start, min(start + at_once, rows))
-        if clock.monotonic() - told > _PROGRESS_SECONDS:
-            told = clock.monotonic()
-            share = min(1.0, (start + at_once) / rows)
-            print(f"inspect: {share:4.0%} in {told - began:.0f} s", file=sys.stderr, flush=True)
+        progress.add(at_once)
 
 
 def draw(found: Findings, target: Path) -> Path:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from aqnet.errors import AqnetError
 
@@ -94,8 +94,9 @@ def _work(work: Callable[[Any, Any], Any], block: Any) -> Any:
 class Progress:
     """A line every few seconds: share done, hours of data a second, time left."""
 
-    def __init__(self, what: str, hours: int) -> None:
-        self._what, self._hours, self._done = what, hours, 0
+    def __init__(self, what: str, hours: int, stream: TextIO | None = None) -> None:
+        """`stream`: where it is said, else stdout."""
+        self._what, self._hours, self._done, self._stream = what, hours, 0, stream
         self._began = self._told = time.monotonic()
 
     def add(self, hours: int) -> None:
@@ -109,5 +110,6 @@ class Progress:
             print(
                 f"{self._what}: {self._done / self._hours:4.0%} of {self._hours} hours, "
                 f"{rate:.0f} hours/s, about {left:.0f} s left",
+                file=self._stream,
                 flush=True,
             )

@@ -5,7 +5,7 @@ import pytest
 import zarr
 
 from aqnet.config import Data, Source, load
-from aqnet.data import source_files
+from aqnet.data import inspect, source_files
 from aqnet.data.sources import SourceView, dynamic_names, open_sources
 from aqnet.errors import AqnetError
 from tests.data.source_writers import LAT, LON, TARGETS, fields, hours, write_zarr
@@ -149,6 +149,9 @@ def test_a_file_of_one_hour_needs_no_time_axis(tmp_path):
     view = SourceView(Source(str(tmp_path / "a.nc")))
     view.check_variables(("o3",), slice(0, 1))
     np.testing.assert_array_equal(view.read(("o3",), slice(0, 1))[0, 0], values[0])
+    found = inspect.inspect(tmp_path / "a.nc")
+    assert found.problems == []
+    assert found.variables["o3"].high == np.nanmax(values[0])
     with pytest.raises(AqnetError, match=r"'elevation' has dimensions \('lat', 'lon'\)"):
         SourceView(Source(str(group))).check_variables(("elevation",), slice(0, 3))
 
