@@ -28,7 +28,7 @@ from aqnet.evaluation.validation import validate
 from aqnet.model import transfer
 from aqnet.model.climax import ClimaX
 from aqnet.run_directory import RunDirectory, keep_config
-from aqnet.training import loop, network, plan
+from aqnet.training import formulas, loop, network
 from aqnet.training.loss import loss_sums
 from aqnet.training.maps import Examples
 from aqnet.training.step import forward
@@ -153,8 +153,8 @@ def assemble(
     batch = config.validation.micro_batch or config.train.micro_batch
     validation_sampler = EvaluationSampler(len(validation_data), batch, rank, size)
     workers = config.train.workers
-    flops = plan.training_flops(
-        config, plan.Size(*train_data.grid.shape, len(model.tokens), hours=0)
+    flops = formulas.training_flops(
+        config, formulas.Size(*train_data.grid.shape, len(model.tokens), hours=0)
     )
     run = loop.start(
         config,

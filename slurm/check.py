@@ -23,7 +23,7 @@ from aqnet.checkpoint_files import Loaded
 from aqnet.config import Config
 from aqnet.data import dataset, statistics
 from aqnet.errors import AqnetError
-from aqnet.training import machine, plan
+from aqnet.training import formulas, machine, plan
 from train import check_data
 
 KEPT_NEWEST, BEING_WRITTEN = 2, 1  # checkpoints on disk besides the best ones
@@ -133,8 +133,7 @@ class Check:
         """Whether all checkpoints that will stand at once fit."""
         train = self.config.train
         number = train.keep_best + KEPT_NEWEST + BEING_WRITTEN
-        parameters = sum(plan.parameters(self.config, plan.size_of(self.config)).values())
-        needed = number * 4 * parameters * (3 if train.ema_decay is None else 4)
+        needed = number * formulas.checkpoint_bytes(self.config, plan.size_of(self.config))
         place = Path(self.config.run_dir)
         while not place.exists():
             place = place.parent

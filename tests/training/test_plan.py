@@ -18,8 +18,8 @@ from aqnet.batch import Grid, Statistics
 from aqnet.config import Config, from_dict, load, to_dict
 from aqnet.errors import AqnetError
 from aqnet.model.climax import ClimaX
+from aqnet.training import formulas, plan
 from aqnet.training import machine as machines
-from aqnet.training import plan
 from aqnet.training.machine import Machine
 from tests.conftest import REPOSITORY, run
 
@@ -90,7 +90,7 @@ SETTINGS: list[dict[str, Any]] = [
 def test_parameters_are_those_of_the_model(settings: dict[str, Any]) -> None:
     config = config_of(**settings)
     counted = sum(parameter.numel() for parameter in model_of(config).parameters())
-    assert sum(plan.parameters(config, plan.size_of(config)).values()) == counted
+    assert sum(formulas.parameters(config, plan.size_of(config)).values()) == counted
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
@@ -99,7 +99,8 @@ def test_flops_are_those_that_torch_counts(settings: dict[str, Any]) -> None:
     config = config_of(**settings)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         forward(model_of(config), config)
-    mine = config.train.micro_batch * sum(plan.forward_flops(config, plan.size_of(config)).values())
+    flops = formulas.forward_flops(config, plan.size_of(config))
+    mine = config.train.micro_batch * sum(flops.values())
     assert mine == pytest.approx(counter.get_total_flops(), rel=0.03)
 
 
@@ -122,7 +123,8 @@ def test_activations_are_what_autograd_keeps(settings: dict[str, Any], drop_rate
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     measured = sum(size for pointer, size in kept.items() if pointer not in own)
     measured += result.untyped_storage().nbytes()
-    stated = config.train.micro_batch * plan.activation_bytes(config, plan.size_of(config))["kept"]
+    stated = formulas.activation_bytes(config, plan.size_of(config))["kept"]
+    stated *= config.train.micro_batch
     assert stated == pytest.approx(measured, rel=0.1)
 
 
