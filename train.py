@@ -153,15 +153,13 @@ def assemble(
     batch = config.validation.micro_batch or config.train.micro_batch
     validation_sampler = EvaluationSampler(len(validation_data), batch, rank, size)
     workers = config.train.workers
-    flops = formulas.training_flops(
-        config, formulas.Size(*train_data.grid.shape, len(model.tokens), hours=0)
-    )
+    extent = formulas.Size(*train_data.grid.shape, len(model.tokens), hours=0)
     run = loop.start(
         config,
         model,
         loaded,
         device,
-        flops["linear"] + flops["attention"],
+        formulas.item_flops(config, extent),
         sampler=sampler,
         loader=loader(train_data, sampler, workers),
         empty=collate([train_data[EMPTY_ITEM]]),

@@ -105,6 +105,12 @@ def training_flops(config: Config, size: Size) -> dict[str, float]:
     }
 
 
+def item_flops(config: Config, size: Size) -> float:
+    """FLOP of forward and backward of one item, without what checkpointing repeats."""
+    flops = training_flops(config, size)
+    return sum(flops.values()) - flops["twice"]
+
+
 def activation_bytes(config: Config, size: Size) -> dict[str, float]:
     """Bytes of one item: those kept for the backward, and the most that comes and goes besides.
 

@@ -28,10 +28,10 @@ from aqnet.training.formulas import (
     Size,
     activation_bytes,
     checkpoint_bytes,
+    item_flops,
     micro_step_seconds,
     parameters,
     patch_grid,
-    training_flops,
 )
 from aqnet.training.machine import GB, Machine
 
@@ -99,7 +99,6 @@ def plan(config: Config, size: Size, nodes: int, per_node: int, machine: Machine
     processes, leads = nodes * per_node, len(config.data.lead_times)
     accumulation, items = config.accumulation(processes), config.train.micro_batch
     count = sum(parameters(config, size).values())
-    flops = training_flops(config, size)
     compute = micro_step_seconds(config, size, machine)
     update = 7 * 4.0 * count / machine.elementwise  # AdamW reads four and writes three numbers
     reduce_ = machines.all_reduce_seconds(4.0 * count, nodes, per_node, machine)
@@ -121,7 +120,7 @@ def plan(config: Config, size: Size, nodes: int, per_node: int, machine: Machine
         "accumulation": accumulation,
         "steps_per_epoch": math.ceil(size.hours / batch),
         "parameters": count,
-        "flops_per_item": sum(flops.values()),
+        "flops_per_item": item_flops(config, size),
         "memory": {
             "base": machine.base,
             "parameters": moments,

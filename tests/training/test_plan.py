@@ -104,6 +104,16 @@ def test_flops_are_those_that_torch_counts(settings: dict[str, Any]) -> None:
     assert mine == pytest.approx(counter.get_total_flops(), rel=0.03)
 
 
+def test_flops_of_an_item_count_terrain_blocks_but_not_what_checkpointing_repeats() -> None:
+    flat, hilly, again = (
+        config_of(terrain={"enabled": terrain}, activation_checkpointing=twice)
+        for terrain, twice in ((False, False), (True, False), (True, True))
+    )
+    size = plan.size_of(flat)
+    assert formulas.item_flops(hilly, size) > formulas.item_flops(flat, size)
+    assert formulas.item_flops(again, size) == pytest.approx(formulas.item_flops(hilly, size))
+
+
 @pytest.mark.parametrize("drop_rate", [0.0, 0.1])
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_activations_are_what_autograd_keeps(settings: dict[str, Any], drop_rate: float) -> None:
