@@ -80,7 +80,7 @@ def train(config: Config, device: torch.device, profile_steps: int) -> None:
             directory.status("running")
             run = assemble(config, loaded, checkpoints, directory, device)
             if distributed.num_nodes() > 1:
-                say(network_report(run.trainee.model, device))
+                say(network.measured(run.trainee.model, device))
             with profiler(run, profile_steps):
                 status = loop.fit(run)
             say(f"{directory.path}: {status} at step {run.progress.global_step}")
@@ -90,18 +90,6 @@ def train(config: Config, device: torch.device, profile_steps: int) -> None:
     finally:
         directory.status(status)
         directory.release()
-
-
-def network_report(model: torch.nn.Module, device: torch.device) -> str:
-    """One all-reduce of the gradient's size, in words."""
-    size = 4 * sum(parameter.numel() for parameter in model.parameters())
-    return network.report(
-        distributed.all_reduce_seconds(size),
-        size,
-        distributed.num_nodes(),
-        distributed.world_size() // distributed.num_nodes(),
-        torch.cuda.get_device_name(device) if device.type == "cuda" else "CPUs",
-    )
 
 
 def evaluate_once(run_dir: Path, device: torch.device) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 import sys
 import threading
 import time
 from typing import Protocol
+
+from aqnet.errors import one_line
 
 
 class Store(Protocol):
@@ -19,6 +23,9 @@ class Store(Protocol):
 
     def check(self, keys: list[str], /) -> bool:
         """Whether all are there."""
+
+    def wait(self, keys: list[str], timeout: datetime.timedelta, /) -> None:
+        """Until all are there; an error after `timeout`."""
 
 
 class Arrivals:
@@ -45,13 +52,21 @@ class Arrivals:
         self._since = time.monotonic()
         self._store.set(f"at/{self._rank}", f"{self._count} {self.step}")
 
-    def fail(self, text: str) -> None:
-        """Leave `text` to the others as the reason of this rank's end."""
-        self._store.set("failed", text)
+    def tell(self, error: Exception) -> None:
+        """Leave an error to the others as the reason of this rank's end."""
+        with contextlib.suppress(RuntimeError):  # the store may have died with rank 0
+            text = f"rank {self._rank}: {type(error).__name__}: {one_line(error)}"
+            self._store.set("failed", text)
 
-    def failure(self) -> str | None:
-        """What a rank left with `fail`, if any did."""
-        return self._store.get("failed").decode() if self._store.check(["failed"]) else None
+    def explanation(self, said: str) -> str:
+        """Why a collective failed that said `said`: another rank's error, or which ranks lag."""
+        try:
+            if self._store.check(["failed"]):
+                return self._store.get("failed").decode()
+            came = self.lagging() or f"all ranks came to a collective of step {self.step}"
+        except RuntimeError:
+            came = f"rank 0, which holds the store, has gone; this was rank {self._rank}"
+        return f"{came} ({said})"
 
     def lagging(self) -> str:
         """The ranks that came to fewer collectives than others, and where they were; or ""."""

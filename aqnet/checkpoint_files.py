@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 import aqnet
-from aqnet.errors import AqnetError
+from aqnet.errors import AqnetError, one_line
 
 STEP = re.compile(r"step_\d{8,}")
 _TENSOR_FILES = ("model.pt", "optimizer.pt")
@@ -99,8 +99,9 @@ def write(
         _rename_over(partial, path)
     except (OSError, RuntimeError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        found = " ".join(str(error).split())
-        raise AqnetError(f"{path}: the checkpoint could not be written: {found}") from error
+        raise AqnetError(
+            f"{path}: the checkpoint could not be written: {one_line(error)}"
+        ) from error
 
 
 def read(path: str | Path) -> Loaded:

@@ -8,16 +8,12 @@ rendezvous store.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import datetime
 import gc
 import importlib
 import os
-import signal
 import sys
-import time
 import traceback
-import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
@@ -27,12 +23,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from aqnet import launch
 from aqnet.arrivals import Arrivals
-from aqnet.errors import AqnetError
+from aqnet.errors import AqnetError, one_line
 
 Result = TypeVar("Result")
 _arrivals: Arrivals | None = None
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def start(timeout_seconds: float) -> torch.device:
@@ -44,8 +40,8 @@ def start(timeout_seconds: float) -> torch.device:
         AqnetError: there are fewer GPUs on this node than processes, or the others did not come.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        die_with_parent()
-    device = _device(int(os.environ.get("LOCAL_RANK", "0")))
+        launch.die_with_parent()
+    device = launch.device_of(int(os.environ.get("LOCAL_RANK", "0")))
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 or dist.is_initialized():
         return device
@@ -54,7 +50,7 @@ def start(timeout_seconds: float) -> torch.device:
     timeout = datetime.timedelta(seconds=timeout_seconds)
     try:
         store, rank_, size = next(dist.rendezvous("env://", timeout=timeout))
-        store = _fresh(store, rank_, size, timeout)
+        store = dist.PrefixStore(launch.attempt(store, rank_, size, timeout), store)
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
             store=dist.PrefixStore("group", store),
@@ -66,7 +62,7 @@ def start(timeout_seconds: float) -> torch.device:
     except (dist.DistError, RuntimeError, ValueError) as error:
         found = {key: os.environ.get(key) for key in ("RANK", "MASTER_ADDR", "MASTER_PORT")}
         raise AqnetError(
-            f"the {size} processes did not find each other ({found}): {_one_line(error)}"
+            f"the {size} processes did not find each other ({found}): {one_line(error)}"
         ) from error
     global _arrivals
     _arrivals = Arrivals(dist.PrefixStore("aqnet", store), rank_, size, timeout_seconds)
@@ -125,7 +121,8 @@ def explained() -> Iterator[None]:
         if not _of_collective(error):
             _tell(error)
             raise
-        raise AqnetError(_explanation(error)) from error
+        said = one_line(error)
+        raise AqnetError(said if _arrivals is None else _arrivals.explanation(said)) from error
     except (ArithmeticError, AssertionError, LookupError, OSError, TypeError, ValueError) as error:
         _tell(error)
         raise
@@ -211,27 +208,6 @@ def barrier() -> None:
     sum_(torch.zeros(1))  # dist.barrier() guesses a device; a small sum does not
 
 
-def all_reduce_seconds(num_bytes: int) -> float:
-    """Time to sum float32 tensors of this size over the processes, the longest of theirs [s].
-
-    Of two sums the second: the first also opens connections. All must call.
-    """
-    if world_size() == 1:
-        return 0.0
-    device = _group_device()
-    values, elapsed = torch.zeros(num_bytes // 4, device=device), 0.0
-    for _ in range(2):
-        barrier()
-        began = time.perf_counter()
-        dist.all_reduce(values)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        elapsed = time.perf_counter() - began
-    longest = torch.tensor(elapsed, dtype=torch.float64, device=device)
-    dist.all_reduce(longest, op=dist.ReduceOp.MAX)
-    return float(longest)
-
-
 def wrap(model: nn.Module) -> nn.Module:
     """`model` with gradients averaged over the processes; `model` itself if there is only one.
 
@@ -275,60 +251,6 @@ def exchange_seconds(model: nn.Module) -> float:
     return float(whole - measured.get("backward_compute_comm_overlap_time", 0)) / 1e9
 
 
-def die_with_parent() -> None:
-    """Let the kernel end this process with its parent: SIGKILL of torchrun alone would leave the
-    ranks writing, and that of a rank its loader's workers waiting."""
-    if sys.platform != "linux":
-        return
-    parent = os.getppid()
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-    if os.getppid() != parent:  # it died before the call
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _fresh(store: dist.Store, rank_: int, size: int, timeout: datetime.timedelta) -> dist.Store:
-    """The part of the store that belongs to the processes which live now.
-
-    torchrun 2.13 restarts workers on the store of the attempt before, with the addresses of dead
-    processes in it, and each node counts its restarts for itself. So rank 0 makes a name, gives it
-    to whoever asks under a name of his own, and is done when every rank has used it.
-    """
-    me = uuid.uuid4().hex
-    if rank_ != 0:
-        store.set(f"ask/{rank_}", me)
-        store.wait([f"answer/{me}"], timeout)
-        fresh = dist.PrefixStore(store.get(f"answer/{me}").decode(), store)
-        fresh.set(f"here/{rank_}", "")
-        return fresh
-    fresh = dist.PrefixStore(me, store)
-    missing = set(range(1, size))
-    end = time.monotonic() + timeout.total_seconds()
-    while missing:
-        for other in missing:
-            if store.check([f"ask/{other}"]):
-                store.set(f"answer/{store.get(f'ask/{other}').decode()}", me)
-        missing = {other for other in missing if not fresh.check([f"here/{other}"])}
-        if missing and time.monotonic() > end:
-            raise RuntimeError(f"no sign of rank {', '.join(map(str, sorted(missing)[:8]))}")
-        time.sleep(0.02)
-    return fresh
-
-
-def _device(local_rank: int) -> torch.device:
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    visible = torch.cuda.device_count()
-    if local_rank >= visible:
-        raise AqnetError(
-            f"process {local_rank} of this node has no GPU: {visible} visible; "
-            "start at most as many processes per node (--nproc_per_node)"
-        )
-    torch.cuda.set_device(local_rank)
-    return torch.device("cuda", local_rank)
-
-
 def _group_device() -> torch.device:
     if dist.get_backend() == "nccl":
         return torch.device("cuda", torch.cuda.current_device())
@@ -342,24 +264,5 @@ def _of_collective(error: RuntimeError) -> bool:
 
 
 def _tell(error: Exception) -> None:
-    if _arrivals is None:
-        return
-    with contextlib.suppress(RuntimeError):  # the store may have died with rank 0
-        _arrivals.fail(f"rank {rank()}: {type(error).__name__}: {_one_line(error)}")
-
-
-def _explanation(error: RuntimeError) -> str:
-    """Another rank's message, or which ranks lag, or the collective's own words."""
-    said = _one_line(error)
-    if _arrivals is None:
-        return said
-    try:
-        failure = _arrivals.failure()
-        lagging = _arrivals.lagging() or f"all ranks came to a collective of step {_arrivals.step}"
-    except RuntimeError:
-        return f"rank 0, which holds the store, has gone; this was rank {rank()} ({said})"
-    return failure or f"{lagging} ({said})"
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
+    if _arrivals is not None:
+        _arrivals.tell(error)

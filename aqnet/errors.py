@@ -16,6 +16,11 @@ class AqnetError(Exception):
     """A mistake in the input. `run` prints it as one line; the exit status is 2."""
 
 
+def one_line(error: BaseException) -> str:
+    """What an error says, without line breaks and at most 300 characters long."""
+    return " ".join(str(error).split())[:300]
+
+
 def run(main: Callable[[], int | None]) -> None:
     """Call a command's `main` and exit with its status, or 2 and one line after an `AqnetError` or
     where the file system refuses a path, 130 and one line after an interrupt (Ctrl-C)."""

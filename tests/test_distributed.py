@@ -21,6 +21,7 @@ from aqnet import distributed
 from aqnet.checkpoint import Checkpoints
 from aqnet.errors import AqnetError
 from aqnet.run_directory import RunDirectory
+from aqnet.training import network
 from tests.conftest import REPOSITORY
 
 
@@ -72,9 +73,7 @@ def exchange() -> None:
     assert gathered == ([(0, "x"), (1, "x")] if rank == 0 else None)
     assert distributed.on_main(lambda: distributed.rank() + 5) == 5
     distributed.barrier()
-    seconds = distributed.all_reduce_seconds(2**20)
-    assert seconds > 0
-    assert distributed.sum_(torch.tensor([seconds], dtype=torch.float64)).item() == 2 * seconds
+    assert network.all_reduce_seconds(2**20, torch.device("cpu")) > 0
 
 
 def test_two_processes_exchange_what_they_know():
@@ -89,7 +88,7 @@ def test_everything_works_in_one_process():
     assert distributed.any_rank(True) and not distributed.any_rank(False)
     assert distributed.broadcast_object("a") == "a" and distributed.gather_objects("a") == ["a"]
     assert distributed.on_main(lambda: 7) == 7
-    assert (distributed.num_nodes(), distributed.all_reduce_seconds(8)) == (1, 0.0)
+    assert distributed.num_nodes() == 1
     distributed.at_step(1)
     distributed.barrier()
     model = torch.nn.Linear(2, 2)

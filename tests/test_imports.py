@@ -7,8 +7,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "aqnet"
 BASE = {
-    *("config", "config_reading", "periods", "errors", "batch", "arrivals", "distributed"),
-    *("checkpoint", "checkpoint_files"),
+    *("config", "config_reading", "periods", "errors", "batch", "arrivals", "launch"),
+    *("distributed", "checkpoint", "checkpoint_files"),
 }
 PARTS = ("data", "model", "training", "evaluation")
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from aqnet import distributed
+from aqnet import launch
 from aqnet.batch import Batch
 from aqnet.data.dataset import ForecastDataset
 from aqnet.errors import AqnetError
@@ -81,6 +81,6 @@ def _end_workers(reference: weakref.ref[_Loader]) -> None:
 
 def _leave_signals_to_parent(worker: int) -> None:
     """A stop is for the training process to obey; its workers serve it until then, or it dies."""
-    distributed.die_with_parent()
+    launch.die_with_parent()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

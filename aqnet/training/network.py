@@ -2,10 +2,44 @@
 
 from __future__ import annotations
 
+import time
+
+import torch
+
+from aqnet import distributed
 from aqnet.training import machine as machines
 
 _PRESETS = {"MI250X": "lumi-g", "A100": "a100", "H100": "h100"}  # by a part of the GPU's name
 _WORTH_A_WARNING = 1 / 3
+
+
+def measured(model: torch.nn.Module, device: torch.device) -> str:
+    """`report` of one all-reduce of the gradient's size; all processes must call."""
+    size = 4 * sum(parameter.numel() for parameter in model.parameters())
+    return report(
+        all_reduce_seconds(size, device),
+        size,
+        distributed.num_nodes(),
+        distributed.world_size() // distributed.num_nodes(),
+        torch.cuda.get_device_name(device) if device.type == "cuda" else "CPUs",
+    )
+
+
+def all_reduce_seconds(num_bytes: int, device: torch.device) -> float:
+    """Time to sum float32 tensors of this size over the processes [s], on rank 0 the longest.
+
+    Of two sums the second: the first also opens connections. All must call.
+    """
+    values, elapsed = torch.zeros(num_bytes // 4, device=device), 0.0
+    for _ in range(2):
+        distributed.barrier()
+        began = time.perf_counter()
+        distributed.sum_(values)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        elapsed = time.perf_counter() - began
+    everyone = distributed.gather_objects(elapsed)
+    return elapsed if everyone is None else max(everyone)
 
 
 def report(seconds: float, num_bytes: int, nodes: int, per_node: int, gpu: str) -> str:
