@@ -19,6 +19,7 @@ from aqnet.data import analysis, forecast_files
 from aqnet.data.dataset import ForecastDataset, target_fields
 from aqnet.data.loader import collate, loader
 from aqnet.data.sampler import EvaluationSampler
+from aqnet.distributed import say
 from aqnet.errors import AqnetError
 from aqnet.evaluation import baselines, compare, example, forecasts, outputs, run, stations, trained
 from aqnet.model.climax import ClimaX
@@ -222,12 +223,6 @@ def elsewhere(option: str, dataset: ForecastDataset) -> forecasts.Elsewhere:
         raise AqnetError(f"{path}: its grid covers no cell of the domain")
     say(f"{name}: {', '.join(files.names)} of {found}, {other.coverage:.0%} of the cells")
     return other
-
-
-def say(line: str) -> None:
-    """Print on the main rank."""
-    if distributed.is_main():
-        print(line, flush=True)
 
 
 if __name__ == "__main__":

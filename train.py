@@ -23,6 +23,7 @@ from aqnet.data import statistics as data_statistics
 from aqnet.data.dataset import ForecastDataset, open_stores
 from aqnet.data.loader import collate, loader
 from aqnet.data.sampler import EMPTY_ITEM, EvaluationSampler, TrainSampler
+from aqnet.distributed import say
 from aqnet.errors import AqnetError
 from aqnet.evaluation.validation import validate
 from aqnet.model import transfer
@@ -221,12 +222,6 @@ def profiler(run: loop.Run, steps: int) -> Iterator[None]:
     with torch.profiler.profile(schedule=schedule, on_trace_ready=write) as profile:
         run.after_each_step = profile.step
         yield
-
-
-def say(line: str) -> None:
-    """Print on the main rank."""
-    if distributed.is_main():
-        print(line, flush=True)
 
 
 if __name__ == "__main__":

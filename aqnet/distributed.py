@@ -148,6 +148,12 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def say(line: str) -> None:
+    """Print a line, on rank 0 alone."""
+    if is_main():
+        print(line, flush=True)
+
+
 def sum_(tensor: Tensor) -> Tensor:
     """Sum over the processes, in place (any device); returns `tensor`."""
     if world_size() > 1:
