@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -68,11 +69,12 @@ def train(config: Config, device: torch.device, profile_steps: int) -> None:
     """Train in `config.run_dir`, from its last checkpoint if it holds one."""
     directory = RunDirectory(config.run_dir)
     directory.claim()
-    status = "failed"
+    status: str | None = None  # a run that is refused leaves the word that stands there
     try:
         checkpoints = Checkpoints(directory.path / "checkpoints", config.train.keep_best)
         loaded = checkpoints.load_latest()
         distributed.on_main(partial(keep_config, directory.path, config, loaded))
+        status = "failed"
         progress = loop.Progress.of(loaded.state) if loaded is not None else loop.Progress()
         if loop.is_finished(config, progress) and progress.validated_step == progress.global_step:
             say(f"{directory.path}: finished at step {progress.global_step}; nothing left to train")
@@ -89,16 +91,26 @@ def train(config: Config, device: torch.device, profile_steps: int) -> None:
         if status == "finished" and config.train.evaluate_after_training:
             evaluate_once(directory.path, device)
     finally:
-        directory.status(status)
+        if status is not None:
+            directory.status(status)
         directory.release()
 
 
 def evaluate_once(run_dir: Path, device: torch.device) -> None:
     """Score the best checkpoint on the test split in RUN_DIR/evaluation, if that is missing."""
     output = run_dir / "evaluation"
-    if not distributed.on_main((output / "metrics.json").exists):
+    if not distributed.on_main(partial(is_scored, run_dir, output)):
         options = ["--checkpoint", str(run_dir), "--output", str(output)]
         evaluation.evaluate(evaluation.command_line().parse_args(options), device)
+
+
+def is_scored(run_dir: Path, output: Path) -> bool:
+    """Whether `output` holds all results of the run's best checkpoint, and not of one before it."""
+    metrics = output / "metrics.json"
+    if not metrics.exists() or not (output / "report.html").exists():  # which is written last
+        return False
+    step = json.loads(metrics.read_bytes())["global_step"]
+    return checkpoint_files.find(run_dir).name == f"step_{step:08d}"
 
 
 def assemble(

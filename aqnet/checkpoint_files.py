@@ -113,7 +113,7 @@ def read(path: str | Path) -> Loaded:
         Damaged: a file is missing or its bytes are not those that were written.
         AqnetError: there is no checkpoint, or it holds something else than tensors and numbers.
     """
-    path = _find(Path(path))
+    path = find(Path(path))
     state = _verified_state(path)
     model, optimizer = (load_tensors(path / name) for name in _TENSOR_FILES)
     for key in ("model", *(key for key in ("ema", "grid") if key in model)):
@@ -123,7 +123,8 @@ def read(path: str | Path) -> Loaded:
     return Loaded(path, model["model"], model.get("ema"), optimizer, state, model.get("grid"))
 
 
-def _find(path: Path) -> Path:
+def find(path: Path) -> Path:
+    """The checkpoint of a run directory (its best, else its latest), or the path of one itself."""
     if (path / "state.json").exists() or STEP.fullmatch(path.name):
         return path
     for name in ("best", "latest"):

@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 
+import train
 from tests.conftest import REPOSITORY
 from tests.test_distributed import alive
 
@@ -244,11 +245,26 @@ def test_directory_of_another_run_is_refused_and_left_alone(tiny: dict[str, Any]
     other = {**tiny, "seed": 7, "run_dir": str(run_dir)}
     (run_dir / "config.yaml").write_text(yaml.safe_dump(other))
     before = (run_dir / "config.yaml").read_bytes()
+    (run_dir / "status").write_text("interrupted\n")
     output = complete(command(tiny, run_dir, 1), status=2)
     assert "seed (7 -> 0)" in output
     assert "no checkpoint: remove this file to start anew" in output
     assert len(output.strip().splitlines()) == 1
     assert (run_dir / "config.yaml").read_bytes() == before
+    assert (run_dir / "status").read_text() == "interrupted\n"
+
+
+def test_scores_of_another_checkpoint_than_the_best_are_not_those_of_the_run(tmp_path: Path):
+    output = tmp_path / "evaluation"
+    for folder in (output, tmp_path / "checkpoints"):
+        folder.mkdir()
+    (tmp_path / "checkpoints/best").write_text("step_00000004\n")
+    (output / "metrics.json").write_text('{"global_step": 4}')
+    assert not train.is_scored(tmp_path, output)  # it was killed before its report
+    (output / "report.html").touch()
+    assert train.is_scored(tmp_path, output)
+    (output / "metrics.json").write_text('{"global_step": 2}')
+    assert not train.is_scored(tmp_path, output)
 
 
 def test_profile_writes_a_trace_of_the_steps_asked_for_in_bf16(
