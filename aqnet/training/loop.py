@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -102,15 +102,14 @@ def start(
     if loaded is not None:
         model.load_state_dict(loaded.model)
     optimizer = make_optimizer(model, config.train)
+    parallel = distributed.wrap(model)  # from here on, all ranks have rank 0's first weights
     average = MovingAverage(model, config.train.ema_decay) if config.train.ema_decay else None
+    progress = Progress()
     if loaded is not None:
+        progress = Progress.of(loaded.state)
         optimizer.load_state_dict(loaded.optimizer)
         if average is not None and loaded.ema is not None:
             average.load_state_dict(loaded.ema)
-    progress = Progress.of(loaded.state) if loaded is not None else Progress()
-    parallel = distributed.wrap(model)
-    if average is not None and loaded is None:
-        average = MovingAverage(model, average.decay)  # rank 0's weights came with the wrapping
     stopwatch = Stopwatch(device)
     trainee = Trainee(config, model, parallel, optimizer, device, stopwatch)
     telemetry = Telemetry(
@@ -123,24 +122,26 @@ def start(
 def fit(run: Run) -> str:
     """Train until a limit is reached or a stop is asked for; returns the run's new status.
 
-    `finished` or `interrupted`. In both cases the last checkpoint stands.
+    `finished` or `interrupted`. The last checkpoint is written when this ends, also by an error.
 
     Raises:
         AqnetError: too many bad steps in a row, ranks that diverge, a checkpoint that cannot be
             written, or an error of another rank.
     """
     progress = run.progress
-    run.telemetry.text("config", to_yaml(run.config))
-    run.trainee.parallel.train()
-    warm_up(run.trainee, run.empty)
-    run.checkpoints.reserve(*_tensors(run))
-    run.trainee.stopwatch.shares()  # the start is no part of the steps
-    run.clock = time.monotonic()
-    stopped = _after_step(run, saved=True) if progress.global_step else False
-    while not stopped and not is_finished(run.config, progress):
-        stopped = _epoch(run)
-    run.checkpoints.wait()
-    run.telemetry.close()
+    with closing(run.telemetry):
+        try:
+            run.telemetry.text("config", to_yaml(run.config))
+            run.trainee.parallel.train()
+            warm_up(run.trainee, run.empty)
+            run.checkpoints.reserve(*_tensors(run))
+            run.trainee.stopwatch.shares()  # the start is no part of the steps
+            run.clock = time.monotonic()
+            stopped = _after_step(run, saved=True) if progress.global_step else False
+            while not stopped and not is_finished(run.config, progress):
+                stopped = _epoch(run)
+        finally:
+            run.checkpoints.wait()
     return "interrupted" if stopped else "finished"
 
 

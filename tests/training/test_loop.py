@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,29 @@ def test_too_many_bad_steps_in_a_row_end_the_run(tmp_path: Path):
     with pytest.raises(AqnetError, match="3 optimizer steps in a row"):
         loop.fit(run)
     assert run.progress.global_step == 3
+
+
+def test_a_run_that_fails_ends_what_it_writes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The lock on the directory is given back after that, so no other run may write there yet."""
+    write = Checkpoints._write
+
+    def slowly(*arguments: Any) -> None:
+        time.sleep(0.3)
+        write(*arguments)
+
+    monkeypatch.setattr(Checkpoints, "_write", slowly)
+    run = run_of(settings(tmp_path, every=100), [])
+
+    def fail_in_second_step() -> None:
+        if run.progress.global_step == 2:
+            raise OSError("2013.zarr: gone")
+
+    run.after_each_step = fail_in_second_step
+    with pytest.raises(OSError, match="gone"):
+        loop.fit(run)
+    assert (tmp_path / "checkpoints/latest").read_text() == "step_00000001\n"
 
 
 def test_maps_of_the_examples_are_drawn_seldom_and_reach_tensorboard(tmp_path: Path):
