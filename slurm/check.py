@@ -24,10 +24,12 @@ from aqnet.config import Config
 from aqnet.data import dataset, statistics
 from aqnet.errors import AqnetError
 from aqnet.training import formulas, machine, plan
+from aqnet.training.plan import size_text
 from train import check_data
 
 KEPT_NEWEST, BEING_WRITTEN = 2, 1  # checkpoints on disk besides the best ones
 SPARE_SECONDS = 60  # Slurm's signal may be late, and a file system slow
+SIGNAL_SECONDS = 60.0  # before the limit, where --signal names no time (man sbatch)
 
 
 @dataclass(frozen=True)
@@ -63,22 +65,29 @@ def job_of(script: Path, options: list[str], per_node: int | None) -> Job:
         lines = re.findall(r"^#SBATCH\s+(.+?)\s*$", script.read_text(), re.M)
     except OSError as error:
         raise AqnetError(f"{script}: cannot read the batch script: {error}") from None
-    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser = argparse.ArgumentParser("sbatch", allow_abbrev=False)
     parser.add_argument("-N", "--nodes", type=int, default=1)
-    parser.add_argument("--gpus-per-node", default="0")
-    parser.add_argument("-t", "--time")
+    parser.add_argument("--gpus-per-node", type=gpus, default=0)
+    parser.add_argument("-t", "--time", type=seconds)
     parser.add_argument("--signal", default="")
     found, _ = parser.parse_known_args([word for line in lines for word in line.split()] + options)
     if found.time is None:
         raise AqnetError(f"{script}: no time limit; give --time=HH:MM:SS")
-    gpus = int(found.gpus_per_node.rpartition(":")[2])
-    _, _, lead = found.signal.partition("@")
-    limit = seconds(found.time)
-    return Job(found.nodes, per_node or max(gpus, 1), gpus, limit, float(lead or 0))
+    signal, _, lead = found.signal.partition("@")
+    lead_seconds = float(lead) if lead else SIGNAL_SECONDS * bool(signal)
+    number = found.gpus_per_node
+    return Job(found.nodes, per_node or max(number, 1), number, found.time, lead_seconds)
+
+
+def gpus(text: str) -> int:
+    """Of --gpus-per-node: N or TYPE:N."""
+    return int(text.rpartition(":")[2])
 
 
 def seconds(text: str) -> float:
-    """Slurm's times: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S."""
+    """Slurm's times: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S or UNLIMITED."""
+    if text.lower() in ("unlimited", "infinite"):
+        return math.inf
     days, dash, rest = text.rpartition("-")
     parts = [float(part) for part in rest.split(":")]
     if dash:
@@ -138,7 +147,7 @@ class Check:
         while not place.exists():
             place = place.parent
         free = shutil.disk_usage(place).free
-        found = f"{needed / 1e9:.2f} GB for {number} checkpoints, {free / 1e9:.0f} GB free"
+        found = f"{size_text(needed)} for {number} checkpoints, {size_text(free)} free"
         if needed > free:
             raise AqnetError(f"{place}: needs {found}; make room or lower train.keep_best")
         return f"disk: {found} at {place} (a quota may allow less)"

@@ -168,7 +168,7 @@ def described(config: Config, size: Size, figures: dict[str, Any], machine: Mach
     """The plan as text."""
     memory = figures["memory"]
     total, available = sum(memory.values()), figures["memory_available"]
-    parts = ", ".join(f"{name} {_size(value)}" for name, value in memory.items() if value)
+    parts = ", ".join(f"{name} {size_text(value)}" for name, value in memory.items() if value)
     seconds = figures["run_seconds"]
     whole = "until train.max_steps is set, unknown" if seconds is None else _time(seconds)
     effective = config.train.effective_batch
@@ -181,18 +181,18 @@ def described(config: Config, size: Size, figures: dict[str, Any], machine: Mach
         f"{config.train.micro_batch} items x {len(config.data.lead_times)} lead times x "
         f"accumulation {figures['accumulation']}",
         f"epoch             {size.hours:,} items, {figures['steps_per_epoch']:,} steps",
-        f"memory a process  {_size(total)} of {_size(available)}: {parts}"
+        f"memory a process  {size_text(total)} of {size_text(available)}: {parts}"
         + ("" if total < 0.9 * available else "   TOO MUCH: lower train.micro_batch"),
-        f"all-reduce        {_size(figures['all_reduce_bytes'])} a step, "
+        f"all-reduce        {size_text(figures['all_reduce_bytes'])} a step, "
         f"{_time(figures['all_reduce_seconds'])}, of which "
         f"{_time(figures['all_reduce_exposed_seconds'])} not behind the backward",
         f"step              {_time(figures['step_seconds'])}: "
         f"{figures['accumulation']} x {_time(figures['micro_step_seconds'])} forward and backward, "
         f"update {_time(figures['update_seconds'])}; efficiency {figures['efficiency']:.0%}",
         f"speed             {figures['items_per_second']:,.1f} items/s; reading "
-        f"{_size(figures['read_bytes_per_second'])}/s in all, "
-        f"{_size(figures['read_bytes_per_second_and_node'])}/s a node, before compression",
-        f"checkpoint        {_size(figures['checkpoint_bytes'])}, "
+        f"{size_text(figures['read_bytes_per_second'])}/s in all, "
+        f"{size_text(figures['read_bytes_per_second_and_node'])}/s a node, before compression",
+        f"checkpoint        {size_text(figures['checkpoint_bytes'])}, "
         f"{_time(figures['checkpoint_seconds'])} in the background",
         f"whole run         {whole}, without validation",
         "assumptions:",
@@ -204,7 +204,8 @@ def described(config: Config, size: Size, figures: dict[str, Any], machine: Mach
     return "\n".join(lines)
 
 
-def _size(value: float) -> str:
+def size_text(value: float) -> str:
+    """Bytes in the unit that suits them."""
     for unit, scale in (("TB", 1e12), ("GB", GB), ("MB", 1e6)):
         if value >= scale:
             return f"{value / scale:.3g} {unit}"

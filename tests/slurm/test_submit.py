@@ -1,5 +1,6 @@
 """slurm/submit.sh: what is looked at before a job is queued."""
 
+import math
 import os
 import subprocess
 import sys
@@ -66,6 +67,7 @@ def test_good_job_is_queued_with_its_options(tiny: dict[str, Any], tmp_path: Pat
         ((*SMALL, "data.split.train=[2015-02]"), "training split"),
         (("--time=5", *SMALL), "leaves nothing before the signal"),
         (("--signal=B:USR1@20", *SMALL), "signal comes 20 s before"),
+        (("--time=soon", *SMALL), "invalid seconds value: 'soon'"),
         ((*SMALL, "train.max_step=40"), "did you mean 'train.max_steps'?"),
     ],
 )
@@ -79,10 +81,10 @@ def test_job_that_would_fail_is_not_queued(
 
 
 def test_times_are_read_as_slurm_reads_them():
-    texts = ("30", "30:15", "2:30:15", "1-12", "1-12:30", "1-12:30:15")
+    texts = ("30", "30:15", "2:30:15", "1-12", "1-12:30", "1-12:30:15", "UNLIMITED")
     day = 86400
     assert [seconds(text) for text in texts] == [
-        *(1800, 1815, 9015, 1.5 * day, 1.5 * day + 1800, 1.5 * day + 1815)
+        *(1800, 1815, 9015, 1.5 * day, 1.5 * day + 1800, 1.5 * day + 1815, math.inf)
     ]
 
 
@@ -93,3 +95,5 @@ def test_shipped_scripts_say_what_they_ask_for():
     assert (config.train.effective_batch, config.accumulation(job.processes)) == (6400, 2)
     job = job_of(REPOSITORY / "slurm/train.sbatch", ["-N4", "--gpus-per-node=a100:8"], None)
     assert (job.nodes, job.per_node) == (4, 8)
+    job = job_of(REPOSITORY / "slurm/train.sbatch", ["--signal=B:USR1"], None)
+    assert job.lead == 60  # Slurm's own
