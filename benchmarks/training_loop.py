@@ -2,7 +2,7 @@
 
 Four measurements; benchmarks/README.md explains the figures:
 overhead  the demo model's step in the loop against the same step written inline, taking turns;
-scaling   items per second of one process and of two;
+scaling   items per second of one process and of two, and how much of their time telemetry names;
 stall     how long saving a checkpoint keeps the loop, against writing it in the foreground;
 resume    how long a checkpoint takes to be read, verified and put into model and optimizer.
 """
@@ -153,24 +153,35 @@ def overhead(steps: int) -> dict[str, float]:
     return {"loop_s": loop_, "inline_s": inline, "overhead": loop_ / inline - 1}
 
 
-def rate(steps: int) -> float:
-    """Items per second of this process's group (see `scaling`), median over the steps."""
+def rate(steps: int) -> tuple[float, dict[str, float]]:
+    """Items per second of this process's group (see `scaling`), median over the steps; and the
+    shares that the loop's parts have of the wall time of all steps."""
     device = distributed.start(600)
     with tempfile.TemporaryDirectory() as name:
-        config = demo(Path(name), steps + 3)
+        config = demo(Path(name), steps + 3, log_every=steps + 3)
         run = run_of(config, device)
         ends: list[float] = []
         run.after_each_step = lambda: ends.append(time.perf_counter())
         loop.fit(run)
         del run  # the group ends after DDP
+        record = last_record(Path(name)) if distributed.is_main() else {}
     distributed.stop()
     items = config.train.effective_batch / len(config.data.lead_times)
-    return items / statistics.median(later - end for end, later in pairwise(ends[2:]))
+    shares = {key: value for key, value in record.items() if key.startswith("time/")}
+    return items / statistics.median(later - end for end, later in pairwise(ends[2:])), shares
+
+
+def last_record(folder: Path) -> dict[str, float]:
+    """The last line of a run's metrics that tells where the time went."""
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    record: dict[str, float] = [line for line in lines if "time/other" in line][-1]
+    return record
 
 
 def scaling(steps: int) -> dict[str, float]:
-    """Items per second with the same effective batch, one thread a process."""
-    found = {}
+    """Items per second with the same effective batch, one thread a process; and the share of the
+    loop's wall time that has a name."""
+    found, named = {}, {}
     for processes in (1, 2):
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
         worker = ["-m", "benchmarks.training_loop", "--worker", str(steps)]
@@ -181,10 +192,18 @@ def scaling(steps: int) -> dict[str, float]:
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
-        line = next(row for row in result.stdout.splitlines() if row.startswith("rate "))
-        found[processes] = float(line.split()[1])
+        line = next(row for row in result.stdout.splitlines() if row.startswith("{"))
+        said = json.loads(line)
+        found[processes] = said["rate"]
+        named[processes] = sum(said["shares"].values()) - said["shares"]["time/other"]
     one, two = found[1], found[2]
-    return {"one_items_s": one, "two_items_s": two, "efficiency": two / (2 * one)}
+    return {
+        "one_items_s": one,
+        "two_items_s": two,
+        "efficiency": two / (2 * one),
+        "one_named": named[1],
+        "two_named": named[2],
+    }
 
 
 def large_model(depth: int) -> tuple[Config, ClimaX, torch.optim.Optimizer]:
@@ -257,9 +276,9 @@ def work_for(seconds: float) -> float:
 def main() -> None:
     """The command."""
     if sys.argv[1:2] == ["--worker"]:
-        found = rate(int(sys.argv[2]))
+        found, shares = rate(int(sys.argv[2]))
         if os.environ["RANK"] == "0":
-            print(f"rate {found}", flush=True)
+            print(json.dumps({"rate": found, "shares": shares}), flush=True)
         return
     parser = argparse.ArgumentParser(description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -279,6 +298,8 @@ def main() -> None:
         f"inline: {step['overhead']:+.1%}\n"
         f"demo model: {speed['one_items_s']:.1f} items/s with 1 process, "
         f"{speed['two_items_s']:.1f} with 2: {speed['efficiency']:.0%} of twice as many\n"
+        f"its time shares without `other` add up to {speed['one_named']:.1%} of the wall time with "
+        f"1 process, to {speed['two_named']:.1%} with 2\n"
         f"checkpoint of {saved['parameters'] / 1e6:.0f} M parameters, {saved['megabytes']:.0f} MB: "
         f"stall {saved['stall_s']:.3f} s (the first {saved['first_stall_s']:.3f} s; processor time "
         f"{saved['stall_cpu_s']:.3f} s) of "
