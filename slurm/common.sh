@@ -20,7 +20,7 @@ read_site() {
 # Where the processes meet: MASTER_ADDR (a site file may set it) and MASTER_PORT.
 find_meeting_point() {
   local head
-  head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+  head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p) # head would break the pipe
   if [ -z "${MASTER_ADDR:-}" ]; then
     if getent hosts "$head" >/dev/null; then
       MASTER_ADDR=$head
@@ -57,8 +57,7 @@ on_all_nodes() {
 # longest log (rank 0's, mostly the first node's) without torchrun's own traceback.
 show_end_of_log() {
   local logs=$1 attempt=$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0} log
-  log=$(find "$logs" -name "$attempt-node*.log" -printf '%s %p\n' | sort -rn | head -n 1 |
-    cut -d ' ' -f 2-)
+  log=$(find "$logs" -name "$attempt-node*.log" -printf '%s %p\n' | sort -rn | sed -n '1s/[0-9]* //p')
   if [ -n "$log" ]; then
     echo "--- the end of $log:"
     sed '/torch\/distributed\/elastic\/multiprocessing\/api.py/,$d' "$log" | tail -n 20

@@ -128,6 +128,15 @@ def test_failed_job_says_why_in_its_own_output(tmp_path: Path):
     assert "Traceback" not in output
 
 
+def test_failed_job_of_hundreds_of_nodes_says_why_too(tmp_path: Path):
+    logs = tmp_path / "run/logs"
+    logs.mkdir(parents=True)
+    for node in range(2, 1000):  # more names than a pipe holds
+        (logs / f"17-0-node{node}-{'n' * 80}.log").touch()
+    status, output, _ = batch(tmp_path, "fails")
+    assert (status, output.splitlines()[-1]) == (3, "error: why")
+
+
 def test_evaluation_that_succeeds_shows_its_scores(tmp_path: Path):
     status, output, _ = batch(tmp_path, "finishes", script="evaluate.sbatch")
     assert (status, output.splitlines()[-1]) == (0, "scores")
