@@ -42,7 +42,7 @@ def main() -> int:
     parser.add_argument("--config", required=True, help="YAML file, such as configs/demo.yaml")
     parser.add_argument(
         "--profile",
-        type=int,
+        type=evaluation.counted,
         default=0,
         metavar="N",
         help="write a torch profiler trace of N steps",

@@ -277,3 +277,11 @@ def test_profile_writes_a_trace_of_the_steps_asked_for_in_bf16(
     steps = {row["name"] for row in trace["traceEvents"] if "ProfilerStep" in row.get("name", "")}
     assert len(steps) == 2 and "rank0.json: written" in output
     assert all(math.isfinite(loss) for loss in losses(run_dir).values())
+
+
+def test_profile_of_less_than_a_step_is_refused(monkeypatch: pytest.MonkeyPatch):
+    arguments = ["train.py", "--config", "configs/demo.yaml", "--profile", "-1"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as error:
+        train.main()
+    assert error.value.code == 2
