@@ -70,11 +70,13 @@ def start(timeout_seconds: float) -> torch.device:
 
 
 def stop() -> None:
-    """Leave the process group (nothing to do without one).
+    """Leave the process group (nothing to do without one), also with an error on its way.
 
     Drop the wrapped model before: a thread of gloo that outlives this call may ask for Python's
     lock when the interpreter has gone, which aborts the process ("terminate called without an
-    active exception"). An error on its way loses its local variables, for they may hold the model.
+    active exception"). The error loses its local variables, for they may hold the model.
+    With nccl a process that fails while others are in a collective would wait for them here
+    (pytorch/torchtitan #1342); so it ends with the group open.
     """
     global _arrivals
     if _arrivals is not None:
@@ -83,6 +85,8 @@ def stop() -> None:
     if not dist.is_initialized():
         return
     error = sys.exc_info()[1]
+    if error is not None and dist.get_backend() == "nccl":
+        return
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__context__

@@ -165,6 +165,29 @@ def test_no_thread_of_the_group_outlives_it(fails: bool):
     on_two(train_and_leave, fails)
 
 
+@pytest.mark.parametrize(
+    ("backend", "fails", "destroyed"),
+    [("nccl", False, True), ("nccl", True, False), ("gloo", True, True)],
+)
+def test_a_process_that_fails_does_not_wait_for_the_others_to_end_nccl_with_it(
+    monkeypatch: pytest.MonkeyPatch, backend: str, fails: bool, destroyed: bool
+):
+    """There is no nccl here: stand-ins for torch's functions."""
+    calls: list[str] = []
+    monkeypatch.setattr(distributed.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed.dist, "get_backend", lambda: backend)
+    monkeypatch.setattr(
+        distributed.dist, "destroy_process_group", lambda: calls.append("destroyed")
+    )
+    with pytest.raises(OSError, match="bad chunk") if fails else contextlib.nullcontext():
+        try:
+            if fails:
+                raise OSError("2013.zarr: bad chunk")
+        finally:
+            distributed.stop()
+    assert bool(calls) == destroyed
+
+
 def refused() -> None:
     def fails() -> None:
         raise AqnetError("no such thing")
