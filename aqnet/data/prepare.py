@@ -165,7 +165,8 @@ def _print_plan(
         rows.stop - rows.start
         for rows in (origin.year_rows(config, grid.sources, y) for y in missing)
     )
-    size = hours * sample[0].nbytes / 1e9
+    size = hours * sample[0].nbytes
+    unit, scale = ("GB", 1e9) if size >= 1e9 else ("MB", 1e6)
     share = sum(len(chunk) for chunk in packed) / sample.nbytes
     place = Path(config.data.stores)
     while not place.exists():
@@ -174,7 +175,8 @@ def _print_plan(
     height, width = grid.lat.shape
     print(
         f"prepare: to write {hours} hours of {len(names)} variables on {height} x {width} cells: "
-        f"{size:.1f} GB, about {size * share:.1f} GB packed ({free:.0f} GB free), about "
+        f"{size / scale:.1f} {unit}, about {size * share / scale:.1f} {unit} packed "
+        f"({free:.0f} GB free), about "
         f"{seconds * hours / workers / 60:.1f} min (--workers {workers})",
         flush=True,
     )

@@ -326,7 +326,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path):
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(tree(tmp_path)))
     result = run("-m", "aqnet.data.prepare", "--config", str(path), "--dry-run")
-    assert "to write 180 hours of 2 variables on 3 x 4 cells" in result.stdout
+    assert "to write 180 hours of 2 variables on 3 x 4 cells: 0.0 MB" in result.stdout
     assert "GB free" in result.stdout
     assert not (tmp_path / "stores").exists()
 
