@@ -19,7 +19,7 @@ from torch import Tensor
 
 from aqnet import distributed
 from aqnet.checkpoint_files import STEP, Damaged, Loaded, plain_json, read, replace_text, write
-from aqnet.errors import AqnetError
+from aqnet.errors import AqnetError, one_line
 
 __all__ = ["Checkpoints", "Damaged", "Loaded", "read", "write"]
 
@@ -124,10 +124,16 @@ class Checkpoints:
     ) -> None:
         write(path, model, optimizer, state)
         kept = {*_steps(self.directory)[:_NEWEST_KEPT], *self._best()}
-        self._name()
-        for other in _steps(self.directory):
-            if other not in kept:
-                shutil.rmtree(other)
+        try:
+            self._name()
+            for other in _steps(self.directory):
+                if other not in kept:
+                    shutil.rmtree(other)
+        except OSError as error:
+            raise AqnetError(
+                f"{path}: is whole, but could not be named the latest, or others removed: "
+                f"{one_line(error)}"
+            ) from error
 
     def _best(self) -> list[Path]:
         """At most `keep_best`, best first; of equal ones the earlier."""

@@ -209,6 +209,22 @@ def test_an_error_of_the_background_write_surfaces(
     checkpoints.wait()
 
 
+def test_a_disk_that_is_full_when_the_checkpoint_is_named_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def full(path: Path, text: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    checkpoints = saved(tmp_path, {1: None})
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "replace_text", full)
+        checkpoints.save(*states(2), metric=None)
+        with pytest.raises(AqnetError, match=r"step_00000002: is whole.*No space left"):
+            checkpoints.wait()
+    loaded = checkpoints.load_latest()
+    assert loaded is not None and loaded.state["global_step"] == 2
+
+
 def test_latest_never_names_what_the_disk_did_not_keep(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

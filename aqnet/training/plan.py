@@ -46,12 +46,13 @@ def size_of(config: Config) -> Size:
     """
     training = config.data.split.train
     paths = [Path(config.data.stores) / f"{year}.zarr" for year in periods.years(training)]
-    if all(path.is_dir() for path in paths):
+    missing = [path for path in paths if not path.is_dir()]
+    if not missing:
         return _stored_size(config, paths)
     shape = config.data.shape or config.plan.grid
     if shape is None:
         raise AqnetError(
-            f"{paths[0]}: no such store, so the grid is unknown; set plan.grid (such as 128x256) "
+            f"{missing[0]}: no such store, so the grid is unknown; set plan.grid (such as 128x256) "
             "or prepare the data first"
         )
     patches = math.prod(patch_grid(config.model, *shape))

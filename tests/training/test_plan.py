@@ -163,6 +163,10 @@ def test_a_training_period_over_two_years_reads_both_stores(tmp_path: Path) -> N
     tree["data"]["stores"] = str(tmp_path)
     size = plan.size_of(from_dict(tree, "test"))
     assert (size.hours, size.stored_hours) == (24 + 8784, 8760 + 8784)
+    tree["plan"]["grid"] = None
+    (tmp_path / "2016.zarr").rename(tmp_path / "elsewhere")
+    with pytest.raises(AqnetError, match=r"2016\.zarr: no such store"):
+        plan.size_of(from_dict(tree, "test"))
 
 
 def test_ring_and_tree_follow_the_alpha_beta_model() -> None:
