@@ -7,7 +7,16 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "aqnet"
 BASE = {
-    *("config", "config_reading", "periods", "errors", "batch", "arrivals", "launch"),
+    *(
+        "config",
+        "config_keys",
+        "config_reading",
+        "periods",
+        "errors",
+        "batch",
+        "arrivals",
+        "launch",
+    ),
     *("distributed", "checkpoint", "checkpoint_files"),
 }
 PARTS = ("data", "model", "training", "evaluation")
