@@ -128,7 +128,7 @@ def plan(config: Config, size: Size, nodes: int, per_node: int, machine: Machine
             "gradients": moments,
             "optimizer": 2 * moments,
             "moving average": moments if config.train.ema_decay else 0.0,
-            "checkpoint copy": 3 * moments if machine.name == "local" else 0.0,
+            "checkpoint copy": stored if machine.name == "local" else 0.0,
             "stores kept": _kept_bytes(config, size),
             "activations": activations,
         },
