@@ -13,13 +13,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import torch
 import yaml
 
 from aqnet import distributed
+from aqnet.training import network
 
 REPOSITORY = Path(__file__).parents[1]
 DAYS = {"train": "01-01/2015-01-12", "validation": "01-13/2015-01-18", "test": "01-19/2015-01-24"}
@@ -113,14 +113,9 @@ def call(*arguments: str) -> str:
 def time_all_reduce(size: int) -> None:
     """Print the median seconds of an all-reduce of `size` bytes; run under torchrun."""
     distributed.start(60.0)
-    tensor, seconds = torch.ones(size // 4), []
-    for _ in range(11):
-        distributed.barrier()
-        start = time.perf_counter()
-        distributed.sum_(tensor)
-        seconds.append(time.perf_counter() - start)
+    seconds = [network.all_reduce_seconds(size, torch.device("cpu")) for _ in range(10)]
     if distributed.is_main():
-        print(statistics.median(seconds[1:]))
+        print(statistics.median(seconds))
     distributed.stop()
 
 
