@@ -17,7 +17,7 @@ import zarr
 from numpy.typing import NDArray
 
 from aqnet.data.caqra import is_archive, member
-from aqnet.errors import AqnetError
+from aqnet.errors import AqnetError, one_line
 
 SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
 _CALENDARS = ("standard", "gregorian", "proleptic_gregorian")
@@ -233,7 +233,7 @@ def _time_name(file: SourceFile) -> str:
 
 
 def _unreadable(path: Path, name: str, error: BaseException) -> AqnetError:
-    detail = " ".join(str(error).split()) or type(error).__name__
+    detail = one_line(error) or type(error).__name__
     return AqnetError(
         f"{path}: variable {name!r} cannot be read ({detail}); the file is damaged: get it again"
     )
