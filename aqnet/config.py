@@ -11,7 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from aqnet import periods
-from aqnet.config_keys import STATIC_VARIABLES, Config, Data, Model, Source, Train
+from aqnet.config_keys import (
+    STATIC_VARIABLES,
+    Config,
+    Data,
+    Model,
+    Plan,
+    Source,
+    Split,
+    Terrain,
+    Train,
+    Validation,
+)
 from aqnet.config_reading import build, dump, flattened, overridden, parse, plain
 from aqnet.errors import AqnetError
 
@@ -20,8 +31,12 @@ __all__ = [
     "Config",
     "Data",
     "Model",
+    "Plan",
     "Source",
+    "Split",
+    "Terrain",
     "Train",
+    "Validation",
     "changes_forbidden_on_continuation",
     "from_dict",
     "load",
