@@ -12,16 +12,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aqnet import checkpoint_files, distributed, errors
+from aqnet import distributed, errors
 from aqnet.batch import Batch, Statistics
-from aqnet.checkpoint_files import Loaded
-from aqnet.data import analysis, forecast_files
+from aqnet.checkpoint import files as checkpoint_files
+from aqnet.checkpoint.files import Loaded
 from aqnet.data.dataset import ForecastDataset, target_fields
 from aqnet.data.loader import collate, loader
+from aqnet.data.regridding import analysis
 from aqnet.data.sampler import EvaluationSampler
+from aqnet.data.sources import forecast_files
 from aqnet.distributed import say
 from aqnet.errors import AqnetError
-from aqnet.evaluation import baselines, compare, example, forecasts, outputs, run, stations, trained
+from aqnet.evaluation import baselines, checkpoint_forecast, run, stations
+from aqnet.evaluation.forecasts import zarr_files as forecasts
+from aqnet.evaluation.report import example_forecast, results
+from aqnet.evaluation.studies import compare
 from aqnet.model.climax import ClimaX
 
 TIMEOUT_SECONDS = 1800.0
@@ -114,7 +119,7 @@ def evaluate(options: argparse.Namespace, device: torch.device) -> None:
     call."""
     loaded, statistics, dataset = distributed.on_main(partial(opened, options))
     model = ClimaX(dataset.config, dataset.grid, statistics)
-    forecast = trained.forecaster(model, loaded, dataset.config, dataset.grid, device)
+    forecast = checkpoint_forecast.forecaster(model, loaded, dataset.config, dataset.grid, device)
     if options.forecast is None:
         score(options, loaded, dataset, statistics, forecast)
     elif distributed.is_main():
@@ -124,10 +129,10 @@ def evaluate(options: argparse.Namespace, device: torch.device) -> None:
 def opened(options: argparse.Namespace) -> tuple[Loaded, Statistics, ForecastDataset]:
     """The checkpoint, its statistics, and the data that suit it."""
     loaded = checkpoint_files.read(options.checkpoint)
-    config = trained.config_of(loaded, options.config, options.overrides)
+    config = checkpoint_forecast.config_of(loaded, options.config, options.overrides)
     statistics = Statistics.from_dict(loaded.state["statistics"])
     dataset = ForecastDataset(config, options.split, statistics)
-    trained.check_grid(loaded, dataset.grid, config.data.stores)
+    checkpoint_forecast.check_grid(loaded, dataset.grid, config.data.stores)
     return loaded, statistics, dataset
 
 
@@ -152,9 +157,9 @@ def forecast_once(
     writer.write(batch, values)
     forecasts.commit(path)
     print(f"written: {path}", flush=True)
-    if outputs.can_draw(not options.no_pictures):
-        shown = example.of(batch, values, statistics, config, dataset.wind)
-        outputs.draw_maps(path, config, grid, store.units, shown)
+    if results.can_draw(not options.no_pictures):
+        shown = example_forecast.of(batch, values, statistics, config, dataset.wind)
+        results.draw_maps(path, config, grid, store.units, shown)
 
 
 def score(
@@ -194,9 +199,9 @@ def score(
     if distributed.is_main():
         forecasts.commit(saved)
 
-        def shown(time: int) -> example.Example:
+        def shown(time: int) -> example_forecast.Example:
             batch = collate([dataset.at(np.array([time]))[0]])
-            return example.of(batch, forecast(batch), statistics, config, dataset.wind)
+            return example_forecast.of(batch, forecast(batch), statistics, config, dataset.wind)
 
         about = {
             "split": options.split,
@@ -206,8 +211,8 @@ def score(
             "forecast_files": ", ".join(options.forecast_file) or None,
             "stations": options.stations,
         }
-        draw = outputs.can_draw(not options.no_pictures)
-        outputs.write(output, loaded, scorer, units, about, shown if draw else None)
+        draw = results.can_draw(not options.no_pictures)
+        results.write(output, loaded, scorer, units, about, shown if draw else None)
 
 
 def elsewhere(option: str, dataset: ForecastDataset) -> forecasts.Elsewhere:

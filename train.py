@@ -15,10 +15,11 @@ from typing import Any
 import torch
 
 import evaluate as evaluation
-from aqnet import checkpoint_files, distributed, errors
 from aqnet import config as configs
+from aqnet import distributed, errors
 from aqnet.batch import Statistics
 from aqnet.checkpoint import Checkpoints, Loaded
+from aqnet.checkpoint import files as checkpoint_files
 from aqnet.config import Config
 from aqnet.data import statistics as data_statistics
 from aqnet.data.dataset import ForecastDataset, open_stores
@@ -26,14 +27,15 @@ from aqnet.data.loader import collate, loader
 from aqnet.data.sampler import EMPTY_ITEM, EvaluationSampler, TrainSampler
 from aqnet.distributed import say
 from aqnet.errors import AqnetError
-from aqnet.evaluation.validation import validate
-from aqnet.model import transfer
 from aqnet.model.climax import ClimaX
+from aqnet.model.weights import transfer
+from aqnet.plan import formulas, network
 from aqnet.run_directory import RunDirectory, keep_config
-from aqnet.training import formulas, loop, network
+from aqnet.training import loop
 from aqnet.training.loss import loss_sums
 from aqnet.training.maps import Examples
 from aqnet.training.step import forward
+from aqnet.training.validation import validate
 
 
 def main() -> int:
@@ -51,7 +53,7 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         config = configs.load(arguments.config, arguments.overrides)
-        config.accumulation(int(os.environ.get("WORLD_SIZE", "1")))
+        configs.accumulation(config, int(os.environ.get("WORLD_SIZE", "1")))
     except AqnetError:
         if os.environ.get("RANK", "0") != "0":
             sys.exit(2)  # rank 0 says it

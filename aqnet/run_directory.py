@@ -15,7 +15,7 @@ from typing import Any
 
 from aqnet import config as configs
 from aqnet import distributed
-from aqnet.checkpoint_files import Loaded, replace_text
+from aqnet.checkpoint.files import Loaded, replace_text
 from aqnet.config import Config
 from aqnet.errors import AqnetError
 

@@ -30,9 +30,11 @@ from torch.nn.functional import interpolate
 
 from aqnet import config as configs
 from aqnet.config import Config
-from aqnet.data import prepare, statistics, store, store_writer, synthetic
+from aqnet.data import statistics, store, synthetic
 from aqnet.data.dataset import ForecastDataset, open_stores
 from aqnet.data.loader import loader
+from aqnet.data.prepare import run as prepare
+from aqnet.data.prepare import store_writer
 from aqnet.data.sampler import EvaluationSampler
 
 NATIVE, MODEL = (339, 432), (128, 256)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from aqnet import config as configs
-from aqnet.batch import Grid, Statistics
+from aqnet.batch import Statistics
 from aqnet.config import Config
+from aqnet.grid import Grid
 from aqnet.model.block import Block
 from aqnet.model.climax import ClimaX
 from aqnet.model.embedding import patch_pixels

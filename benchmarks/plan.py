@@ -19,7 +19,7 @@ import torch
 import yaml
 
 from aqnet import distributed
-from aqnet.training import network
+from aqnet.plan import network
 
 REPOSITORY = Path(__file__).parents[1]
 DAYS = {"train": "01-01/2015-01-12", "validation": "01-13/2015-01-18", "test": "01-19/2015-01-24"}
@@ -57,7 +57,7 @@ def compare(
     plans = []
     for processes in (1, 2):
         target = folder / f"plan{processes}.json"
-        call("-m", "aqnet.training.plan", "--config", str(path), "--json", str(target),
+        call("-m", "aqnet.plan", "--config", str(path), "--json", str(target),
              "--gpus-per-node", str(processes))  # fmt: skip
         plans.append(json.loads(target.read_text()))
     call("train.py", "--config", str(path))

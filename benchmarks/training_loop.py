@@ -29,10 +29,11 @@ from torch import Tensor
 
 from aqnet import config as configs
 from aqnet import distributed
-from aqnet.batch import Batch, Grid
+from aqnet.batch import Batch
 from aqnet.checkpoint import Checkpoints, read, write
 from aqnet.config import Config
 from aqnet.data.sampler import TrainSampler
+from aqnet.grid import Grid
 from aqnet.model.climax import ClimaX
 from aqnet.training import loop
 from aqnet.training.optimizer import make_optimizer
@@ -135,7 +136,7 @@ def overhead(steps: int) -> dict[str, float]:
         twin = ClimaX(config, run.grid, statistics_of(config)).train()
         optimizer = make_optimizer(twin, config.train)
         ready = [batch_of(config, run.grid, seed) for seed in range(4)]
-        batches = [ready[number % 4] for number in range(config.accumulation(1))]
+        batches = [ready[number % 4] for number in range(configs.accumulation(config, 1))]
         took: dict[str, list[float]] = {"loop": [], "inline": []}
         since = time.perf_counter()
 

@@ -17,14 +17,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from aqnet import checkpoint_files
 from aqnet import config as configs
-from aqnet.checkpoint_files import Loaded
+from aqnet.checkpoint import files as checkpoint_files
+from aqnet.checkpoint.files import Loaded
 from aqnet.config import Config
 from aqnet.data import dataset, statistics
 from aqnet.errors import AqnetError
-from aqnet.training import formulas, machine, plan
-from aqnet.training.plan import size_text
+from aqnet.plan import formulas, machine
+from aqnet.plan import run as plan
+from aqnet.plan.run import size_text
 from train import check_data
 
 KEPT_NEWEST, BEING_WRITTEN = 2, 1  # checkpoints on disk besides the best ones
@@ -100,7 +101,7 @@ def seconds(text: str) -> float:
 class Check:
     """Each method looks at one thing, and returns a sentence or raises AqnetError.
 
-    `preset` is a machine of `aqnet.training.plan`; `local` measures this one.
+    `preset` is a machine of `aqnet.plan`; `local` measures this one.
     """
 
     def __init__(self, config: Config, job: Job, preset: str) -> None:
@@ -109,7 +110,7 @@ class Check:
     def batch(self) -> str:
         """Whether the effective batch divides among the processes."""
         train, leads = self.config.train, len(self.config.data.lead_times)
-        accumulation = self.config.accumulation(self.job.processes)
+        accumulation = configs.accumulation(self.config, self.job.processes)
         return (
             f"effective batch {train.effective_batch} = {self.job.nodes} nodes x "
             f"{self.job.per_node} processes x {train.micro_batch} items x {leads} lead times x "

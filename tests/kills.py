@@ -22,7 +22,8 @@ from typing import Any, NoReturn
 import torch
 
 import train
-from aqnet import checkpoint, checkpoint_files, errors
+from aqnet import checkpoint, errors
+from aqnet.checkpoint import files as checkpoint_files
 from aqnet.training import loop
 
 # where a run can be hit; the last is before its first own step (a second kill in a row)

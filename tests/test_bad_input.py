@@ -14,7 +14,7 @@ import zarr
 
 import train
 from aqnet import errors
-from aqnet.data import prepare
+from aqnet.data.prepare import run as prepare
 from aqnet.data.synthetic import World, write_year
 
 HOURS = 120

@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from aqnet.batch import Batch, Grid, Statistics
+from aqnet.batch import Batch, Statistics
+from aqnet.grid import Grid
 
 
 def test_a_batch_moves_as_a_whole_and_keeps_its_types():

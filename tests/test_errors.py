@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from aqnet import errors
-from aqnet.data import inspect, synthetic
+from aqnet.data import synthetic
+from aqnet.data.inspect import run as inspect
 from tests.data import worlds
 
 

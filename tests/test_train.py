@@ -17,7 +17,7 @@ import yaml
 
 import train
 from tests.conftest import REPOSITORY
-from tests.test_distributed import alive
+from tests.distributed.test_distributed import alive
 
 
 def command(tree: dict[str, Any], run_dir: Path, processes: int, *overrides: str) -> list[str]:

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 import yaml
 
-from aqnet import checkpoint_files
 from aqnet import config as configs
+from aqnet.checkpoint import files as checkpoint_files
 from tests.conftest import run
-from tests.model.checkpoints import aq_net2_state, config, lightning
+from tests.model.weights.checkpoints import aq_net2_state, config, lightning
 
 
 def test_a_run_starts_from_another_runs_weights_and_statistics(

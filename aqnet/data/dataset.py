@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from aqnet import distributed, periods
+from aqnet import distributed
 from aqnet.batch import Batch, Statistics
-from aqnet.config import STATIC_VARIABLES, Config
+from aqnet.config import STATIC_VARIABLES, Config, periods
 from aqnet.data.store import Store, open_store
 from aqnet.errors import AqnetError
 

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from aqnet import launch
 from aqnet.batch import Batch
 from aqnet.data.dataset import ForecastDataset
+from aqnet.distributed import launch
 from aqnet.errors import AqnetError
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import DistributedSampler, Sampler
 
-from aqnet.config import Config
+from aqnet.config import Config, accumulation
 from aqnet.errors import AqnetError
 
 EMPTY_ITEM = -1
@@ -28,7 +28,7 @@ class TrainSampler(DistributedSampler[list[int]]):
             AqnetError: the effective batch cannot be shared among the ranks.
         """
         super().__init__(range(num_items), world_size, rank, seed=config.seed)  # type: ignore[arg-type]
-        config.accumulation(world_size)
+        accumulation(config, world_size)
         self.num_items = num_items
         self.micro_batch = config.train.micro_batch
         self.global_batch = config.train.effective_batch // len(config.data.lead_times)

@@ -11,15 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aqnet import periods
 from aqnet.batch import Statistics
-from aqnet.checkpoint_files import replace_text
-from aqnet.config import STATIC_VARIABLES, Config
+from aqnet.checkpoint.files import replace_text
+from aqnet.config import STATIC_VARIABLES, Config, periods
 from aqnet.data.dataset import ForecastDataset
 from aqnet.data.moments import Moments, merged, moments
-from aqnet.data.sources import dynamic_names
+from aqnet.data.prepare.store_writer import writing
+from aqnet.data.sources.view import dynamic_names
 from aqnet.data.store import Store
-from aqnet.data.store_writer import writing
 from aqnet.errors import AqnetError
 
 

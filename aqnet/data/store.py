@@ -24,8 +24,8 @@ from numcodecs import blosc
 from numcodecs.checksum32 import CRC32C
 from numpy.typing import NDArray
 
-from aqnet.batch import Grid
 from aqnet.errors import AqnetError
+from aqnet.grid import Grid
 
 FORMAT_VERSION = 4
 HOURS_PER_SHARD = 48

@@ -14,14 +14,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from aqnet import distributed
-from aqnet.batch import Batch, Grid, Statistics
+from aqnet.batch import Batch, Statistics
 from aqnet.config import Config
 from aqnet.errors import AqnetError
 from aqnet.evaluation import metrics
 from aqnet.evaluation.baselines import SIMPLE, Baselines, month_of
-from aqnet.evaluation.forecasts import Elsewhere
-from aqnet.evaluation.records import Records
+from aqnet.evaluation.forecasts.zarr_files import Elsewhere
+from aqnet.evaluation.histograms import Records
 from aqnet.evaluation.stations import Observations, StationScores
+from aqnet.grid import Grid
 
 Values = NDArray[np.float64]
 Flags = NDArray[np.bool_]

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from aqnet.batch import Grid
 from aqnet.config import Config
 from aqnet.errors import AqnetError
 from aqnet.evaluation import metrics
-from aqnet.evaluation.forecasts import OffTheHour, hour_of
+from aqnet.evaluation.forecasts.zarr_files import OffTheHour, hour_of
 from aqnet.evaluation.interpolation import Interpolation, bilinear
+from aqnet.grid import Grid
 
 Values = NDArray[np.float64]
 Fields = NDArray[np.float32]

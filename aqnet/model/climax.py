@@ -7,14 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from aqnet.batch import Grid, Statistics
+from aqnet.batch import Statistics
 from aqnet.config import Config, Model
 from aqnet.errors import AqnetError
+from aqnet.grid import Grid
 from aqnet.model.block import Block, has_terrain, initialise, zero_linear
 from aqnet.model.calendar import calendar_features, calendar_size
-from aqnet.model.compatibility import bias_block, has_biased_block
 from aqnet.model.embedding import TokenEmbeds, VariableAggregation, patch_pixels
 from aqnet.model.positions import Patches, fraction_features, patches_of, sincos_1d, sincos_2d
+from aqnet.model.weights.compatibility import bias_block, has_biased_block
 from aqnet.model.wind_scan import WindScan
 
 LEAD_TIME_UNIT = 100.0  # hours, ClimaX's

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aqnet.batch import Grid
 from aqnet.errors import AqnetError
+from aqnet.grid import Grid
 
 METRES_PER_KM = 1000.0
 

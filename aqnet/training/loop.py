@@ -14,10 +14,11 @@ import torch
 from torch import nn
 
 from aqnet import distributed
-from aqnet.batch import Batch, Grid
+from aqnet.batch import Batch
 from aqnet.checkpoint import Checkpoints, Loaded
 from aqnet.config import Config, to_yaml
 from aqnet.errors import AqnetError
+from aqnet.grid import Grid
 from aqnet.training.maps import Examples
 from aqnet.training.optimizer import MovingAverage, make_optimizer, set_learning_rate
 from aqnet.training.progress import Progress, is_finished

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from aqnet import distributed
 from aqnet.config import Config
+from aqnet.distributed.launch import peak_bytes
 from aqnet.training.loss import loss_weights
-from aqnet.training.machine import peak_bytes
 from aqnet.training.maps import Examples, mosaic
 from aqnet.training.step import StepResult
 from aqnet.training.telemetry import Stopwatch, Telemetry

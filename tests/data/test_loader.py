@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from aqnet.batch import Grid
-from aqnet.data import dataset, loader, store_writer
+from aqnet.data import dataset, loader
+from aqnet.data.prepare import store_writer
 from aqnet.data.sampler import EvaluationSampler
 from aqnet.errors import AqnetError
+from aqnet.grid import Grid
 from tests.data.test_dataset import STATISTICS, folder
 from tests.data.worlds import FIRST, NAMES, config, hour, write_both
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from aqnet import config as configs
-from aqnet.batch import Grid
-from aqnet.data import statistics, store, store_writer
+from aqnet.data import statistics, store
+from aqnet.data.prepare import store_writer
 from aqnet.errors import AqnetError
+from aqnet.grid import Grid
 
 FIRST = 394464  # 2015-01-01 00:00 UTC
 

@@ -9,9 +9,10 @@ import torch
 import xarray
 import zarr
 
-from aqnet.batch import Grid
-from aqnet.data import store, store_writer
+from aqnet.data import store
+from aqnet.data.prepare import store_writer
 from aqnet.errors import AqnetError
+from aqnet.grid import Grid
 
 HOURS = 100
 

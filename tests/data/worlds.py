@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from aqnet import config as configs
-from aqnet.batch import Grid
-from aqnet.data import store_writer
+from aqnet.data.prepare import store_writer
+from aqnet.grid import Grid
 
 NAMES = ("temp", "pm25", "o3")
 SHAPE = (3, 4)

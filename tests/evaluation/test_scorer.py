@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from aqnet import config as configs
-from aqnet.batch import Batch, Grid, Statistics
+from aqnet.batch import Batch, Statistics
 from aqnet.errors import AqnetError
-from aqnet.evaluation import baselines, run, table
+from aqnet.evaluation import baselines, run
+from aqnet.evaluation.report import table
+from aqnet.grid import Grid
 
 TARGETS, LEADS, SHAPE = ("pm25", "no2"), (12, 24), (2, 4)
 FIRST = int(np.datetime64("2018-02-27T00", "h").astype(int))

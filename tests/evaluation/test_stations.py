@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from aqnet.errors import AqnetError
-from aqnet.evaluation import run, stations, table
+from aqnet.evaluation import run, stations
+from aqnet.evaluation.report import table
 from tests.evaluation.test_scorer import (
     CONFIG,
     FIRST,

@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aqnet.batch import Grid, Statistics
+from aqnet.batch import Statistics
 from aqnet.config import Config, from_dict
+from aqnet.grid import Grid
 from aqnet.model.climax import ClimaX
 
 VARIABLES = ["u", "v", "temp", "pm25", "o3", "lat2d", "lon2d", "elevation"]

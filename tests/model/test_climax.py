@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from aqnet.batch import Grid
 from aqnet.errors import AqnetError
+from aqnet.grid import Grid
 from aqnet.model.calendar import calendar_features, calendar_size
 from aqnet.model.climax import ClimaX
 from tests.model.builders import grid, inputs, model_of, same

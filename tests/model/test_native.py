@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from aqnet import config as configs
-from aqnet.batch import Grid
-from aqnet.data import statistics, store_writer
+from aqnet.data import statistics
 from aqnet.data.dataset import open_stores
-from aqnet.data.sources import dynamic_names
+from aqnet.data.prepare import store_writer
+from aqnet.data.sources.view import dynamic_names
+from aqnet.grid import Grid
 from tests.conftest import run
 
 SHAPE = (339, 432)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from aqnet.batch import Grid
+from aqnet.grid import Grid
 from aqnet.model.positions import patches_of
 from aqnet.model.wind_scan import NUM_SECTORS, WindScan
 from tests.model.builders import grid, inputs, model_of

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from aqnet.batch import Grid
 from aqnet.errors import AqnetError
+from aqnet.grid import Grid
 from aqnet.model.positions import patches_of
 from aqnet.model.wind_scan import NUM_SECTORS, WindScan, wind_sector
 from tests.reference.wind_scan import mean_wind_sector, regional_ranks, scan_order

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aqnet.batch import Grid, Statistics
+from aqnet.batch import Statistics
 from aqnet.config import Config, Model
+from aqnet.grid import Grid
 from tests.reference.attention import dense_attention
 from tests.reference.embedding import aggregate
 from tests.reference.wind_scan import mean_wind_sector, raster_order, regional_ranks, scan_order

@@ -92,7 +92,7 @@ def test_shipped_scripts_say_what_they_ask_for():
     job = job_of(REPOSITORY / "slurm/lumi.sbatch", ["--time=12:00:00"], None)
     assert (job.nodes, job.per_node, job.limit, job.lead) == (100, 8, 12 * 3600, 300)
     config = configs.load(REPOSITORY / "configs/lumi_800.yaml")
-    assert (config.train.effective_batch, config.accumulation(job.processes)) == (6400, 2)
+    assert (config.train.effective_batch, configs.accumulation(config, job.processes)) == (6400, 2)
     job = job_of(REPOSITORY / "slurm/train.sbatch", ["-N4", "--gpus-per-node=a100:8"], None)
     assert (job.nodes, job.per_node) == (4, 8)
     job = job_of(REPOSITORY / "slurm/train.sbatch", ["--signal=B:USR1"], None)

@@ -13,16 +13,17 @@ import torch
 from torch.utils.data import Sampler
 
 from aqnet import distributed
-from aqnet.batch import Batch, Grid
+from aqnet.batch import Batch
 from aqnet.checkpoint import Checkpoints
 from aqnet.config import Config
 from aqnet.data.sampler import TrainSampler
 from aqnet.errors import AqnetError
+from aqnet.grid import Grid
 from aqnet.training import loop
 from aqnet.training.maps import Examples
 from aqnet.training.step import Trainee, check_ranks_agree
 from aqnet.training.telemetry import Stopwatch
-from tests.test_distributed import on_two
+from tests.distributed.test_distributed import on_two
 from tests.training import toy
 
 ITEMS = 10  # and 4 of them per optimizer step: the third step of an epoch has two

@@ -10,7 +10,7 @@ from aqnet import distributed
 from aqnet.training.loss import loss_sums, loss_weights
 from aqnet.training.step import Trainee, optimizer_step, warm_up
 from aqnet.training.telemetry import Stopwatch
-from tests.test_distributed import on_ranks
+from tests.distributed.test_distributed import on_ranks
 from tests.training.toy import SHAPE, Toy, batch_of, config
 
 

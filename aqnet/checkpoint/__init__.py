@@ -1,0 +1,6 @@
+"""Checkpoints: written beside and renamed, verified, retained, found again."""
+
+from aqnet.checkpoint.files import Damaged, Loaded, find, read, write
+from aqnet.checkpoint.retained import Checkpoints
+
+__all__ = ["Checkpoints", "Damaged", "Loaded", "find", "read", "write"]

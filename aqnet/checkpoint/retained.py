@@ -1,0 +1,209 @@
+"""The checkpoints of a run: copied, written in the background, retained, found again.
+
+Beside the directories `step_00001234` (`checkpoint_files.py` says what is in them) stand the
+one-line files `latest` and `best`, which hold such a name.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aqnet import distributed
+from aqnet.checkpoint.files import STEP, Damaged, Loaded, plain_json, read, replace_text, write
+from aqnet.errors import AqnetError, one_line
+
+__all__ = ["Checkpoints", "Damaged", "Loaded", "read", "write"]
+
+_NEWEST_KEPT = 2  # a damaged newest one needs one before it
+
+
+class Checkpoints:
+    """The checkpoints of one run. All ranks call the same methods; rank 0 reads and writes.
+
+    Only the holder of the run directory's lock may use it.
+    """
+
+    def __init__(self, directory: str | Path, keep_best: int) -> None:
+        self.directory = Path(directory)
+        self._keep_best = keep_best
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future[None] | None = None
+        self._buffers: dict[tuple[Any, ...], Tensor] = {}
+
+    def reserve(self, model_state: dict[str, Any], optimizer_state: dict[str, Any]) -> None:
+        """Claim the memory that `save` copies to; done by the first `save` it takes a while."""
+        if distributed.is_main():
+            self._staged(model_state, ("model",))
+            self._staged(optimizer_state, ("opt",))
+
+    def save(
+        self,
+        model_state: dict[str, Any],
+        optimizer_state: dict[str, Any],
+        state: dict[str, Any],
+        metric: float | None,
+    ) -> None:
+        """Copy everything, return, and write in the background.
+
+        Args:
+            model_state: {"model": state_dict}, with "ema" where there is one.
+            state: JSON-able; `global_step` names the directory.
+            metric: the validation loss at this step, or None; lower is better.
+        Raises:
+            AqnetError: the disk is too full, or the write before this one failed.
+        """
+        if not distributed.is_main():
+            return
+        self.wait()
+        _tidy(self.directory)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        _check_space(self.directory, (model_state, optimizer_state))
+        loss = metric if metric is not None and math.isfinite(metric) else None
+        path = self.directory / f"step_{state['global_step']:08d}"
+        staged = self._staged(model_state, ("model",)), self._staged(optimizer_state, ("opt",))
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        described = {**plain_json(state), "validation_loss": loss}
+        self._pending = self._writer.submit(self._write, path, *staged, described)
+
+    def wait(self) -> None:
+        """Return when nothing is being written.
+
+        Raises:
+            AqnetError: the write failed.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def load_latest(self) -> Loaded | None:
+        """The newest checkpoint that is whole, on every rank; None where there is none at all.
+
+        Damaged ones are named on the terminal and set aside as `step_*.damaged`.
+
+        Raises:
+            AqnetError: there are checkpoints, but none is whole; or one holds more than tensors.
+        """
+        self.wait()
+        return distributed.on_main(self._load_latest)
+
+    def _load_latest(self) -> Loaded | None:
+        _tidy(self.directory)
+        damaged: list[Path] = []
+        for path in _steps(self.directory):
+            try:
+                loaded = read(path)
+            except Damaged as error:
+                print(f"warning: {error}; using the one before", file=sys.stderr, flush=True)
+                damaged.append(path)
+                continue
+            for other in damaged:
+                aside = other.with_name(other.name + ".damaged")
+                shutil.rmtree(aside, ignore_errors=True)
+                other.rename(aside)
+            self._name()
+            return loaded
+        if damaged:
+            raise AqnetError(
+                f"{self.directory}: every checkpoint is damaged ({', '.join(map(str, damaged))}); "
+                "restore one, or move the directory away to start from the beginning"
+            )
+        return None
+
+    def _write(
+        self, path: Path, model: dict[str, Any], optimizer: dict[str, Any], state: dict[str, Any]
+    ) -> None:
+        write(path, model, optimizer, state)
+        kept = {*_steps(self.directory)[:_NEWEST_KEPT], *self._best()}
+        try:
+            self._name()
+            for other in _steps(self.directory):
+                if other not in kept:
+                    shutil.rmtree(other)
+        except OSError as error:
+            raise AqnetError(
+                f"{path}: is whole, but could not be named the latest, or others removed: "
+                f"{one_line(error)}"
+            ) from error
+
+    def _best(self) -> list[Path]:
+        """At most `keep_best`, best first; of equal ones the earlier."""
+        losses = {path: _validation_loss(path) for path in reversed(_steps(self.directory))}
+        known = {path: loss for path, loss in losses.items() if loss is not None}
+        return sorted(known, key=lambda path: known[path])[: self._keep_best]
+
+    def _name(self) -> None:
+        for name, paths in (("latest", _steps(self.directory)), ("best", self._best())):
+            if paths:
+                replace_text(self.directory / name, paths[0].name + "\n")
+            else:
+                (self.directory / name).unlink(missing_ok=True)
+
+    def _staged(self, value: Any, key: tuple[Any, ...]) -> Any:
+        """A copy in kept CPU buffers (page-locked for a GPU's tensors)."""
+        if isinstance(value, Tensor):
+            kept = self._buffers.get(key)
+            if kept is None or kept.shape != value.shape or kept.dtype != value.dtype:
+                kept = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
+                self._buffers[key] = kept
+            return kept.copy_(value.detach(), non_blocking=True)
+        if isinstance(value, dict):
+            return {name: self._staged(item, (*key, name)) for name, item in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(self._staged(item, (*key, at)) for at, item in enumerate(value))
+        if value is None or type(value) in (bool, int, float, str):
+            return value
+        raise TypeError(f"a checkpoint cannot hold {key}: {type(value).__name__}")
+
+
+def _steps(directory: Path) -> list[Path]:
+    """Newest first."""
+    if not directory.is_dir():
+        return []
+    found = [path for path in directory.iterdir() if STEP.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")), reverse=True)
+
+
+def _validation_loss(path: Path) -> float | None:
+    try:
+        loss = json.loads((path / "state.json").read_bytes()).get("validation_loss")
+    except (OSError, ValueError, AttributeError):
+        return None  # damaged: never the best
+    return float(loss) if isinstance(loss, int | float) and math.isfinite(loss) else None
+
+
+def _tidy(directory: Path) -> None:
+    """Undo what a killed writer left."""
+    for old in directory.glob("step_*.replaced"):
+        if old.with_suffix("").exists():
+            shutil.rmtree(old)
+        else:
+            old.rename(old.with_suffix(""))
+    for partial in directory.glob("step_*.partial"):
+        shutil.rmtree(partial)
+
+
+def _check_space(directory: Path, tree: Any) -> None:
+    needed, free = _size(tree) + 2**20, shutil.disk_usage(directory).free
+    if needed > free:
+        raise AqnetError(
+            f"{directory}: a checkpoint needs {needed / 1e6:.0f} MB, but {free / 1e6:.0f} MB are "
+            "free; make room, or lower train.keep_best"
+        )
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, Tensor):
+        return value.nbytes
+    if isinstance(value, dict):
+        value = list(value.values())
+    return sum(map(_size, value)) if isinstance(value, list | tuple) else 0

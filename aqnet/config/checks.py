@@ -1,0 +1,140 @@
+"""Values and combinations of a config that cannot work."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator
+from operator import attrgetter
+
+from aqnet.config import periods
+from aqnet.config.keys import STATIC_VARIABLES, Config, Data, Model
+from aqnet.config.reading import flattened, to_dict
+from aqnet.errors import AqnetError
+
+
+def problems(config: Config) -> Iterator[str]:
+    """What is wrong with a config, each a sentence that begins with the key."""
+    parts = (_wrong_numbers(config), _wrong_data(config.data), _wrong_model(config))
+    return itertools.chain(*parts, _wrong_training(config))
+
+
+_MAY_BE_ZERO = re.compile(
+    r"seed|validation\.maps|model\.(decoder_depth|drop_path|drop_rate)"
+    r"|train\.(weight_decay|warmup_steps|workers"
+    r"|(target_weights|lead_time_weights|learning_rate_factors)\..*)"
+)
+
+
+def _wrong_numbers(config: Config) -> Iterator[str]:
+    """Every number is positive, save those that may be 0 and the two lists with rules of their
+    own."""
+    for key, value in flattened(to_dict(config)).items():
+        if key in ("data.history_hours", "model.terrain.blocks"):
+            continue
+        for number in value if isinstance(value, list) else [value]:
+            if type(number) in (int, float) and not number > 0:  # NaN is not
+                if _MAY_BE_ZERO.fullmatch(key) is None:
+                    yield f"{key} must be positive, found {number}"
+                elif number != 0:
+                    yield f"{key} must not be negative, found {number}"
+    for key in ("model.drop_path", "model.drop_rate", "train.ema_decay"):
+        share = attrgetter(key)(config)
+        if share is not None and share >= 1:
+            yield f"{key} must be below 1, found {share}"
+
+
+def _wrong_data(data: Data) -> Iterator[str]:
+    for key in ("variables", "targets", "lead_times", "history_hours", "split.train"):
+        values = attrgetter(key)(data)
+        if not values:
+            yield f"data.{key} is empty"
+        if len(set(values)) < len(values):
+            yield f"data.{key} lists a value twice: {values}"
+    if data.history_hours[0] != 0 or max(data.history_hours) != 0:
+        yield f"data.history_hours must be 0 followed by negative hours, found {data.history_hours}"
+    for target in data.targets:
+        if target in STATIC_VARIABLES or "@" in target:
+            yield f"data.targets: {target!r} cannot be a target"
+    for key in ("train", "validation", "test"):
+        try:
+            periods.intervals(getattr(data.split, key))
+        except AqnetError as error:
+            yield f"data.split.{key}: {error}"
+    for name in data.static_files:
+        if name not in ("elevation", "population"):
+            yield f"data.static_files.{name}: known are elevation and population"
+    for name in data.units:
+        if name not in (*data.variables, *data.targets):
+            yield f"data.units.{name}: no such variable in data.variables and data.targets"
+    if (data.resample == "none") != (data.shape is None):
+        yield (
+            "data.shape is the grid to resample to: give it with data.resample area or bilinear, "
+            "and leave it out with none"
+        )
+
+
+def _wrong_model(config: Config) -> Iterator[str]:
+    data, model = config.data, config.model
+    if model.embed_dim % model.num_heads:
+        heads = f"model.num_heads {model.num_heads}"
+        yield f"model.embed_dim {model.embed_dim} is no multiple of {heads}"
+    if model.scan == "wind" and not {"u", "v"} <= set(data.variables):
+        yield "model.scan is wind, but data.variables lacks u or v; set model.scan: raster"
+    if "elevation" not in data.variables:
+        lacks = "but data.variables lacks elevation"
+        if model.compatibility not in ("none", "aq_net2"):
+            yield f"model.compatibility is {model.compatibility}, {lacks}"
+        if model.terrain.enabled:
+            yield f"model.terrain.enabled is true, {lacks}; set it to false"
+    if model.regions is not None and model.attention == "window":
+        yield "model.regions cannot go with model.attention: window; leave one of them out"
+    if model.compatibility != "none":
+        yield from _wrong_compatibility(model)
+    for block in model.terrain.blocks or ():
+        if not 0 <= block < model.depth:
+            yield f"model.terrain.blocks: {block} is no block of a model of depth {model.depth}"
+    for target in data.targets:
+        if model.predict == "change" and target not in data.variables:
+            yield (
+                f"model.predict is change, but the target {target!r} is not in data.variables; "
+                "add it there or set model.predict: value"
+            )
+
+
+def _wrong_compatibility(model: Model) -> Iterator[str]:
+    needed = {
+        "tokens": "all",
+        "missing": "fill",
+        "lead_time_mode": "conditioned",
+        "attention": "global",
+        "predict": "value",
+    }
+    for key, value in needed.items():
+        if getattr(model, key) != value:
+            yield f"model.compatibility {model.compatibility} needs model.{key}: {value}"
+    if model.terrain.enabled:
+        yield (
+            f"model.compatibility {model.compatibility} needs model.terrain.enabled: false (its "
+            "own terrain terms are in block 0)"
+        )
+
+
+def _wrong_training(config: Config) -> Iterator[str]:
+    train = config.train
+    if (train.init_from is None) != (train.init_statistics is None):
+        yield "train.init_from needs train.init_statistics (checkpoint or data), and only then"
+    if train.max_steps is None:
+        if train.max_epochs is None and train.max_hours is None:
+            yield "give a run length: train.max_steps, train.max_epochs or train.max_hours"
+        if train.decay_steps is None:
+            yield (
+                "train.decay_steps (the length of the cosine) is needed where train.max_steps is "
+                "not given"
+            )
+    for name in train.target_weights:
+        if name not in config.data.targets:
+            yield f"train.target_weights.{name} is no target"
+    for hours in train.lead_time_weights:
+        if hours not in map(str, config.data.lead_times):
+            yield f"train.lead_time_weights.{hours} is no lead time"

@@ -1,0 +1,272 @@
+"""What a source file or a training store holds, and everything that is wrong with it.
+
+    python -m aqnet.data.inspect PATH [--png FILE_OR_DIR]
+
+PATH is a training store, an AQ_NET2 yearly Zarr store or a NetCDF file (CAQRA, CAMS, CF), which may
+be in an archive (ARCHIVE.tar.gz/FILE.nc). Exit status: 0 where no problem was found, 1 where some
+were, 2 where PATH does not exist or is a folder or an archive of such files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aqnet.config import STATIC_VARIABLES
+from aqnet.data import store
+from aqnet.data.inspect.findings import Findings, Variable
+from aqnet.data.prepare.parallel import Progress
+from aqnet.data.sources import caqra, units
+from aqnet.data.sources import view as sources
+from aqnet.data.sources.files import TIME_NAMES, Layout, SourceFile, ZarrStore, open_file
+from aqnet.errors import AqnetError
+
+_BLOCK_BYTES = 64 * 2**20
+_COORDINATES = (*TIME_NAMES, "lat", "lon", "latitude", "longitude", "XLAT", "XLONG")
+
+Array = NDArray[Any]
+
+
+def inspect(path: Path) -> Findings:
+    """Read everything in `path` once.
+
+    Raises:
+        AqnetError: there is no such file or folder, or it only holds some to inspect.
+    """
+    _refuse_collections(path)
+    found = Findings(path)
+    try:
+        if store.is_store(path):
+            _training_store(found)
+        else:
+            with open_file(path) as file:
+                _source(found, file)
+    except AqnetError as error:
+        found.problems.append(str(error))
+    on_disk = path.parent if caqra.is_archive(path.parent) else path
+    files = [file for file in (on_disk, *on_disk.rglob("*")) if file.is_file()]
+    found.facts["size"] = f"{sum(file.stat().st_size for file in files) / 1e6:,.1f} MB"
+    found.facts["size"] += f" in {len(files):,} files" if path.is_dir() else ""
+    return found
+
+
+def _refuse_collections(path: Path) -> None:
+    inside: list[Path] = []
+    if caqra.is_archive(path.parent):
+        caqra.member(path)
+    elif not path.exists():
+        raise AqnetError(f"{path}: no such file or folder")
+    elif caqra.is_archive(path):
+        inside = caqra.expanded([path])
+    elif path.is_dir():
+        inside = sorted([*path.glob("*.zarr"), *path.glob("*.nc"), *path.glob("*.tar*")])
+    if inside:
+        raise AqnetError(
+            f"{path}: holds {len(inside)} stores or files; inspect one at a time, {inside[0]} for "
+            "one"
+        )
+
+
+def _training_store(found: Findings) -> None:
+    opened = store.open_store(found.path, whole=False)
+    found.kind = f"training store, format {store.FORMAT_VERSION}"
+    found.set_times(opened.time)
+    found.set_grid(opened.grid.lat.numpy(), opened.grid.lon.numpy(), opened.grid.mask.numpy())
+    source = opened.attributes["source"]
+    if source.get("first_last_and_count_of_files"):
+        first, last, count = source["first_last_and_count_of_files"]
+        found.facts["made from"] = first if count == 1 else f"{count:,} files, {first} to {last}"
+        found.facts["made from"] += f", resample: {source['resample']}"
+    found.facts["storage"] = (
+        f"{len(opened.names)} variables x 1 hour a chunk, {store.HOURS_PER_SHARD} hours a file"
+    )
+    for name, values in opened.static.items():
+        if name in opened.attributes["static_names"]:
+            found.add(found.begin(name, opened.units.get(name, "")), values[None], None)
+    variables = [found.begin(name, opened.units.get(name, "")) for name in opened.names]
+    for rows in _progressing(len(opened.time), store.HOURS_PER_SHARD):
+        shape = (rows.stop - rows.start, len(variables), *opened.grid.shape)
+        block = np.full(shape, np.nan, np.float32)
+        for row in range(rows.start, rows.stop):
+            try:
+                block[row - rows.start] = opened.read(row)
+            except AqnetError as error:
+                found.unreadable(slice(row, row + 1), error)
+        for channel, variable in enumerate(variables):
+            found.add(variable, block[:, channel], rows.start)
+    found.conclude(len(opened.time))
+    if not found.problems and not opened.is_unchanged():
+        found.problems.append("its files are not those it was finished with (SHA-256)")
+
+
+def _source(found: Findings, file: SourceFile) -> None:
+    found.kind = "Zarr source" if found.path.is_dir() else "NetCDF source"
+    hour = caqra.hour_of(found.path)  # CAQRA says it in the name of the file
+    try:
+        found.set_times(file.times() if hour is None else np.array([hour]))
+    except AqnetError as error:
+        found.problems.append(str(error))
+    try:
+        found.set_grid(*sources.coordinates(file), None)
+    except AqnetError as error:
+        found.problems.append(str(error))
+    one_hour = found.times is not None and len(found.times) == 1
+    chunks: set[str] = set()
+    steps = 0
+    for name, dimensions in file.dimensions.items():
+        layout = file.layout(name)
+        if layout.kind not in "fiu" or name in _COORDINATES:
+            continue
+        static = name in STATIC_VARIABLES
+        if _off_grid(found, name, layout):
+            continue
+        if static and (len(dimensions) > 2 or set(dimensions) & set(TIME_NAMES)):
+            found.problems.append(
+                f"{name!r} is a static field, but has the dimensions {', '.join(dimensions)}"
+            )
+        elif len(dimensions) == 3 or (len(dimensions) == 2 and one_hour and not static):
+            chunk = layout.chunk
+            chunks.add(" x ".join(str(size) for size in chunk) if chunk else "whole fields")
+            steps = max(steps, layout.shape[0] if len(dimensions) == 3 else 1)
+            _field(found, file, name, layout)
+        elif len(dimensions) == 2:
+            _static(found, file, name)
+        elif len(dimensions) > 3:
+            found.facts[f"not used: {name}"] = f"dimensions {', '.join(dimensions)}"
+    found.facts["chunks"] = ", ".join(sorted(chunks))
+    found.conclude(steps)
+
+
+def _off_grid(found: Findings, name: str, layout: Layout) -> bool:
+    """Whether a field has another shape than the grid, as bounds of cells and of times have."""
+    if found.lat is None or len(layout.shape) < 2 or layout.shape[-2:] == found.lat.shape:
+        return False
+    text = f"shape {layout.shape}, which is not that of the grid {found.lat.shape}"
+    if units.canonical_unit(name) is None:
+        found.facts[f"not used: {name}"] = text
+    else:
+        found.problems.append(f"{name!r} has the {text}")
+    return True
+
+
+def _static(found: Findings, file: SourceFile, name: str) -> None:
+    convert = _conversion(found, file, name)
+    try:
+        values = sources.missing_to_nan(file.read(name))
+    except AqnetError as error:
+        found.problems.append(str(error))
+        return
+    values = values * convert.factor + convert.offset
+    found.add(found.begin(name, convert.unit), values[None], None)
+
+
+def _field(found: Findings, file: SourceFile, name: str, layout: Layout) -> None:
+    convert = _conversion(found, file, name)
+    variable = found.begin(name, convert.unit)
+    alone = len(layout.shape) == 2  # an hour without a time axis
+    steps, *shape = (1, *layout.shape) if alone else layout.shape
+    if found.times is not None and steps != len(found.times):
+        found.problems.append(f"{name!r} has {steps} steps, 'time' {len(found.times)}")
+        return
+    lost = file.lost_chunk(name) if isinstance(file, ZarrStore) else None
+    if lost is not None:
+        found.problems.append(
+            f"{name!r} has no chunk {lost}, though its place has values at other times"
+        )
+    at_once = layout.chunk[0] if layout.chunk and not alone else 1
+    at_once *= max(1, _BLOCK_BYTES // (8 * at_once * int(np.prod(shape))))
+    for rows in _progressing(steps, at_once):
+        try:
+            raw = file.read(name)[None] if alone else file.read(name, rows)
+        except AqnetError as error:
+            found.unreadable(rows, error)
+            continue
+        values = sources.missing_to_nan(raw)
+        variable.marked += int((values != raw).sum() - np.isnan(raw).sum())
+        found.add(variable, values * convert.factor + convert.offset, rows.start)
+
+
+def _conversion(found: Findings, file: SourceFile, name: str) -> units.Conversion:
+    """To aqnet's unit; units that it should know but does not are a problem."""
+    unit = file.unit(name)
+    try:
+        return units.conversion(name, unit, f"{name!r}")
+    except AqnetError as error:
+        if name in ("lat2d", "lon2d") and unit is None:
+            pass
+        elif units.canonical_unit(name) is not None:
+            found.problems.append(str(error))
+        else:
+            found.facts[f"unit of {name}"] = f"{unit!r}, which aqnet does not know"
+        return units.Conversion(1.0, 0.0, unit or "")
+
+
+def _progressing(rows: int, at_once: int) -> Iterator[slice]:
+    """Slices of `at_once` rows, with a line on stderr where they take long."""
+    progress = Progress("inspect", rows, sys.stderr)
+    for start in range(0, rows, at_once):
+        yield slice(start, min(start + at_once, rows))
+        progress.add(at_once)
+
+
+def draw(found: Findings, target: Path) -> Path:
+    """The mean map of every field in one picture; returns the file.
+
+    Raises:
+        AqnetError: matplotlib is not installed, or there is no field to draw.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise AqnetError("--png needs matplotlib; install it with pip install 'aqnet[maps]'") from (
+            None
+        )
+    variables = [variable for variable in found.variables.values() if variable.counts is not None]
+    if not variables:
+        raise AqnetError(f"{found.path}: holds no field to draw")
+    if target.suffix != ".png":
+        target = target / f"{found.path.stem}.png"
+    columns = min(4, len(variables))
+    rows = -(-len(variables) // columns)
+    figure = Figure(figsize=(4.2 * columns, 3.2 * rows), layout="constrained")
+    figure.suptitle(f"{found.path.name}: means of {found.span()}")
+    for place, variable in enumerate(variables, start=1):
+        _map(figure, figure.add_subplot(rows, columns, place), found, variable)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, dpi=110)
+    return target
+
+
+def _map(figure: Any, axes: Any, found: Findings, variable: Variable) -> None:
+    mean = variable.mean_map()
+    colours: dict[str, Any] = {"cmap": "viridis"}
+    if variable.name in ("u", "v") and np.isfinite(mean).any():
+        reach = float(np.nanmax(np.abs(mean)))
+        colours = {"cmap": "RdBu_r", "vmin": -reach, "vmax": reach}
+    if found.lat is None or found.lon is None:
+        drawn = axes.imshow(mean, **colours)
+    else:
+        drawn = axes.pcolormesh(found.lon, found.lat, mean, shading="nearest", **colours)
+    figure.colorbar(drawn, ax=axes)
+    axes.set_title(f"{variable.name} [{variable.unit or '?'}]", fontsize=10)
+    axes.tick_params(labelsize=7)
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m aqnet.data.inspect", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("path", type=Path, metavar="PATH")
+    parser.add_argument("--png", type=Path, metavar="FILE_OR_DIR", help="draw the mean maps there")
+    arguments = parser.parse_args()
+    found = inspect(arguments.path)
+    print(found.text(), flush=True)
+    if arguments.png is not None:
+        print(f"written: {draw(found, arguments.png)}", flush=True)
+    return 1 if found.problems else 0

@@ -1,0 +1,85 @@
+"""How the processes of one start find a device and each other, and end with their launcher."""
+
+from __future__ import annotations
+
+import ctypes
+import datetime
+import os
+import resource
+import signal
+import sys
+import time
+import uuid
+
+import torch
+
+from aqnet.distributed.arrivals import Store
+from aqnet.errors import AqnetError
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def die_with_parent() -> None:
+    """Let the kernel end this process with its parent: SIGKILL of torchrun alone would leave the
+    ranks writing, and that of a rank its loader's workers waiting."""
+    if sys.platform != "linux":
+        return
+    parent = os.getppid()
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    if os.getppid() != parent:  # it died before the call
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def device_of(local_rank: int) -> torch.device:
+    """The GPU of a process of this node, from now on its current one; the CPU where there is none.
+
+    Raises:
+        AqnetError: there are fewer GPUs than processes.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    visible = torch.cuda.device_count()
+    if local_rank >= visible:
+        raise AqnetError(
+            f"process {local_rank} of this node has no GPU: {visible} visible; "
+            "start at most as many processes per node (--nproc_per_node)"
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def attempt(store: Store, rank: int, size: int, timeout: datetime.timedelta) -> str:
+    """A prefix of keys in the store that only the processes which live now use; all must call.
+
+    torchrun 2.13 restarts workers on the store of the attempt before, with the addresses of dead
+    processes in it, and each node counts its restarts for itself. So rank 0 makes a name, gives it
+    to whoever asks under a name of his own, and is done when every rank has used it.
+
+    Raises:
+        RuntimeError: a rank did not come in time.
+    """
+    me = uuid.uuid4().hex
+    if rank != 0:
+        store.set(f"ask/{rank}", me)
+        store.wait([f"answer/{me}"], timeout)
+        name = store.get(f"answer/{me}").decode()
+        store.set(f"{name}/here/{rank}", "")
+        return name
+    missing, end = set(range(1, size)), time.monotonic() + timeout.total_seconds()
+    while missing:
+        for other in missing:
+            if store.check([f"ask/{other}"]):
+                store.set(f"answer/{store.get(f'ask/{other}').decode()}", me)
+        missing = {other for other in missing if not store.check([f"{me}/here/{other}"])}
+        if missing and time.monotonic() > end:
+            raise RuntimeError(f"no sign of rank {', '.join(map(str, sorted(missing)[:8]))}")
+        time.sleep(0.02)
+    return me
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held so far."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

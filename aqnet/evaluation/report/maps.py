@@ -1,0 +1,251 @@
+"""Maps of forecast, truth and error with coasts, wind and terrain; needs matplotlib."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.collections import LineCollection
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from aqnet.config import Config
+from aqnet.evaluation.report.example_forecast import Example
+from aqnet.grid import Grid
+
+Values = NDArray[np.float64]
+EARTH_RADIUS_KM = 6371.0
+TERRAIN_LEVELS = (1000.0, 2000.0, 3000.0, 4000.0, 5000.0)  # m
+ARROWS = 16  # along the longer side
+ARROW_SCALE = 150.0  # m/s that would be as long as the chart is wide
+SHADES, ERROR_SHADES = "YlGnBu", "PuOr_r"  # light is low, so that lines and arrows can be seen
+LEVELS = 21  # of colour: steps can be told apart, and the file is small
+OUTSIDE = "0.8"  # grey
+# of the maps' figure, in inches
+PANEL, GAP, LEFT, TOP, BELOW, BAR = 3.0, 0.1, 0.4, 0.25, 0.4, 0.85
+
+
+class Chart:
+    """Where cells, coasts and arrows lie on paper.
+
+    A degree grid is drawn in degrees, stretched as at its middle latitude; any other grid in km on
+    the Lambert azimuthal equal-area projection about its middle.
+    """
+
+    def __init__(self, grid: Grid) -> None:
+        self.lat, lon = grid.lat.numpy(), grid.lon.numpy()
+        self.lon = np.unwrap(np.unwrap(lon, period=360.0, axis=1), period=360.0, axis=0)
+        self.middle = tuple((part.min() + part.max()) / 2 for part in (self.lat, self.lon))
+        self.degrees = grid.on_degrees
+        self.aspect = 1.0 / np.cos(np.radians(self.middle[0])) if self.degrees else 1.0
+        self.mask = grid.mask.numpy()
+        self.elevation = None if grid.elevation is None else grid.elevation.double().numpy()
+        self.x, self.y = self.project(self.lat, self.lon)
+        self.corners = _corners(self.x), _corners(self.y)
+        self.limits = [(part.min(), part.max()) for part in self.corners]
+        self.outlines = {name: self._visible(lines) for name, lines in outlines().items()}
+
+    def project(self, lat: Values, lon: Values) -> tuple[Values, Values]:
+        """Degrees to x, y of the paper."""
+        lat_c, lon_c = self.middle
+        away = (lon - lon_c + 180.0) % 360.0 - 180.0
+        if self.degrees:
+            return lon_c + away, lat
+        phi, phi_c, dlon = np.radians(lat), np.radians(lat_c), np.radians(away)
+        cosine = np.sin(phi_c) * np.sin(phi) + np.cos(phi_c) * np.cos(phi) * np.cos(dlon)
+        scale = EARTH_RADIUS_KM * np.sqrt(2.0 / np.maximum(1.0 + cosine, 1e-6))
+        x = scale * np.cos(phi) * np.sin(dlon)
+        y = np.cos(phi_c) * np.sin(phi) - np.sin(phi_c) * np.cos(phi) * np.cos(dlon)
+        return x, scale * y
+
+    def turned(self, u: Values, v: Values) -> tuple[Values, Values]:
+        """East and north components [H, W] along x and y of the paper."""
+        if self.degrees:
+            return u, v
+        step = 1e-3
+        north = np.subtract(self.project(self.lat + step, self.lon), (self.x, self.y))
+        angle = np.arctan2(-north[0], north[1])
+        return u * np.cos(angle) - v * np.sin(angle), u * np.sin(angle) + v * np.cos(angle)
+
+    def field(self, axes: Any, values: Values, shades: str, scale: Normalize) -> Any:
+        """Draw values [H, W]: grey outside the domain, white where missing inside."""
+        domain = np.ma.masked_where(~self.mask, np.ones(self.mask.shape))
+        axes.set_facecolor(OUTSIDE)
+        axes.pcolormesh(*self.corners, domain, cmap="gray", vmin=0, vmax=1, rasterized=True)
+        shown = np.ma.masked_where(~self.mask | ~np.isfinite(values), values)
+        image = axes.pcolormesh(
+            *self.corners,
+            shown,
+            cmap=colormaps[shades].resampled(LEVELS),
+            norm=scale,
+            rasterized=True,
+        )
+        self._frame(axes)
+        return image
+
+    def arrows(self, axes: Any, wind: Values) -> None:
+        """Draw u and v [2, H, W] with a key, thinned to at most ARROWS along a side."""
+        every = max(1, -(-max(self.mask.shape) // ARROWS))
+        part = (slice(every // 2, None, every),) * 2
+        u, v = self.turned(*wind)
+        look = {"pivot": "middle", "color": "0.1", "width": 0.004, "scale": ARROW_SCALE}
+        arrows = axes.quiver(self.x[part], self.y[part], u[part], v[part], **look)
+        place = {"labelpos": "W", "fontproperties": {"size": 7}, "labelsep": 0.05}
+        axes.quiverkey(arrows, 0.95, -0.13, 10.0, "10 m/s", **place)
+
+    def terrain(self, axes: Any) -> None:
+        """Draw contours of elevation."""
+        if self.elevation is None or min(self.mask.shape) < 2:
+            return
+        levels = [
+            level
+            for level in TERRAIN_LEVELS
+            if np.nanmin(self.elevation) < level < np.nanmax(self.elevation)
+        ]
+        if levels:
+            height = np.ma.masked_invalid(self.elevation)
+            lines = {"levels": levels, "colors": "0.35", "linewidths": 0.4}
+            axes.contour(self.x, self.y, height, **lines)
+
+    def _visible(self, lines: list[Values]) -> list[Values]:
+        """The lines of (longitude, latitude) that touch the chart, on paper."""
+        (left, right), (low, high) = self.limits
+        found = []
+        for line in lines:
+            x, y = self.project(line[:, 1], line[:, 0])
+            if x.min() > right or x.max() < left or y.min() > high or y.max() < low:
+                continue
+            far = np.abs(np.diff(x)) > max(right - left, np.ptp(x) / 2)
+            found += np.split(np.stack([x, y], axis=1), np.flatnonzero(far) + 1)
+        return found
+
+    def _frame(self, axes: Any) -> None:
+        for name, width in (("coasts", 0.8), ("borders", 0.4)):
+            lines = LineCollection(self.outlines[name], colors="black", linewidths=width)
+            axes.add_collection(lines, autolim=False)
+        axes.set_xlim(*self.limits[0])
+        axes.set_ylim(*self.limits[1])
+        axes.set_aspect(self.aspect)
+        axes.tick_params(labelsize=7)
+        if not self.degrees and min(self.mask.shape) > 1:
+            self._graticule(axes)
+
+    def _graticule(self, axes: Any) -> None:
+        """Parallels and meridians instead of ticks in km."""
+        axes.set(xticks=[], yticks=[])
+        for degrees in (self.lat, self.lon):
+            levels = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(degrees.min(), degrees.max())
+            look = {"colors": "0.5", "linewidths": 0.4, "linestyles": "dotted"}
+            lines = axes.contour(self.x, self.y, degrees, levels=levels, **look)
+            axes.clabel(lines, fmt="%g°", fontsize=6)
+
+
+@cache
+def outlines() -> dict[str, list[Values]]:
+    """Coasts and borders of the world: lines of (longitude, latitude) in degrees."""
+    shapes = json.loads((Path(__file__).parent / "outlines.json").read_text())
+    return {
+        name: [np.cumsum(np.reshape(line, (-1, 2)), axis=0) / 100.0 for line in shapes[name]]
+        for name in ("coasts", "borders")
+    }
+
+
+def draw(chart: Chart, shown: Example, target: int, config: Config, unit: str) -> Figure:
+    """Forecast, truth and error of one target, a row per lead time; forecast alone without truth.
+
+    Forecast and truth of a row share one scale, from their 0.5th to their 99.5th percentile; the
+    error's scale is symmetric.
+    """
+    leads, name = config.data.lead_times, label(config.data.targets[target])
+    parts = 1 if shown.truth is None else 2
+    height = PANEL * np.ptp(chart.limits[1]) * chart.aspect / np.ptp(chart.limits[0])
+    bar_at = LEFT + parts * (PANEL + GAP)
+    width = bar_at + BAR + (0.0 if shown.truth is None else PANEL + GAP + BAR)
+    figure = Figure(figsize=(width, len(leads) * (height + TOP + BELOW)))
+
+    def axes_at(row: int, left: float, size: float = PANEL) -> Any:
+        bottom = (len(leads) - 1 - row) * (height + TOP + BELOW) + BELOW
+        total = figure.get_figheight()
+        return figure.add_axes((left / width, bottom / total, size / width, height / total))
+
+    for row, lead in enumerate(leads):
+        fields = [("forecast", shown.forecast[row, target])]
+        if shown.truth is not None:
+            fields.append(("truth", shown.truth[row, target]))
+        known = np.concatenate([field[chart.mask] for _, field in fields])
+        known = known[np.isfinite(known)]
+        scale = Normalize(*(np.percentile(known, [0.5, 99.5]) if len(known) else (0.0, 1.0)))
+        for column, (kind, field) in enumerate(fields):
+            axes = axes_at(row, LEFT + column * (PANEL + GAP))
+            image = chart.field(axes, field, SHADES, scale)
+            axes.tick_params(labelleft=column == 0)
+            axes.set_title(f"{kind}, {hour_text(shown.time + lead)} (+{lead} h)", fontsize=8)
+            chart.terrain(axes)
+        if shown.wind is not None and np.isfinite(shown.wind[row]).any():
+            chart.arrows(axes, shown.wind[row])
+        _bar(figure, image, axes_at(row, bar_at, 0.12), f"{name} [{unit_text(unit)}]")
+        if shown.truth is not None:
+            axes = axes_at(row, bar_at + BAR)
+            axes.tick_params(labelleft=False)
+            image = _error(axes, chart, shown.forecast[row, target] - shown.truth[row, target])
+            _bar(figure, image, axes_at(row, width - BAR, 0.12), f"error [{unit_text(unit)}]")
+    return figure
+
+
+def _bar(figure: Figure, image: Any, axes: Any, text: str) -> None:
+    figure.colorbar(image, cax=axes, extend="both").set_label(text, fontsize=8)
+    axes.tick_params(labelsize=7)
+
+
+def _error(axes: Any, chart: Chart, error: Values) -> Any:
+    known = np.abs(error[chart.mask & np.isfinite(error)])
+    top = float(np.percentile(known, 99.5)) if len(known) else 1.0
+    axes.set_title("error (forecast - truth)", fontsize=8)
+    return chart.field(axes, error, ERROR_SHADES, Normalize(-top, top))
+
+
+def label(name: str) -> str:
+    """How a pollutant is written."""
+    return _LABELS.get(name, name)
+
+
+_LABELS = {
+    "pm25": "PM$_{2.5}$",
+    "pm10": "PM$_{10}$",
+    "so2": "SO$_2$",
+    "no2": "NO$_2$",
+    "co": "CO",
+    "o3": "O$_3$",
+}
+
+
+def unit_text(unit: str) -> str:
+    """A unit with its exponent raised."""
+    return unit.replace("ug ", "µg ").replace("m-3", "m$^{-3}$")
+
+
+def hour_text(hour: int) -> str:
+    """A time of whole hours since 1970 UTC."""
+    return str(np.datetime64(hour, "h")).replace("T", " ") + ":00 UTC"
+
+
+def _corners(centres: Values) -> Values:
+    """Corners [H + 1, W + 1] between centres [H, W]; the outer ones continue the inner steps."""
+    for axis in (0, 1):
+        moved = np.moveaxis(centres, axis, 0)
+        if len(moved) == 1:
+            # a single row or column has no step of its own: as wide as the other axis' steps
+            step = np.abs(np.diff(np.moveaxis(centres, axis, 0), axis=1)).max(initial=1e-3)
+            moved = np.concatenate([moved - step / 2, moved + step / 2])
+        else:
+            inner = (moved[1:] + moved[:-1]) / 2
+            first, last = 2 * moved[:1] - inner[:1], 2 * moved[-1:] - inner[-1:]
+            moved = np.concatenate([first, inner, last])
+        centres = np.moveaxis(moved, 0, axis)
+    return centres

@@ -1,0 +1,98 @@
+"""What a scored model leaves behind: tables, sums per day, stations, pictures, the report."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from aqnet import config as configs
+from aqnet.checkpoint.files import Loaded
+from aqnet.config import Config
+from aqnet.evaluation import daily_sums
+from aqnet.evaluation.report import page as report
+from aqnet.evaluation.report import table
+from aqnet.evaluation.report.example_forecast import Example
+from aqnet.evaluation.run import Scorer
+from aqnet.grid import Grid
+
+NOTES = (
+    "all forecasts are scored over the same pairs; excluded_pairs have a truth, but no value at "
+    "the input time, which the simple forecasts need",
+    "event thresholds are 24-hour limits (O3: 8-hour) applied to hourly values",
+    "ioa uses the training mean in place of the sample mean",
+    "intervals: 95 %, bootstrap of blocks of 10 days",
+)
+
+
+def write(
+    output: Path,
+    loaded: Loaded,
+    scorer: Scorer,
+    units: dict[str, str],
+    about: dict[str, Any],
+    shown: Callable[[int], Example] | None,
+) -> None:
+    """Write everything but the forecasts into a folder, and print the table.
+
+    Args:
+        about: which samples were scored, for metrics.json and the report.
+        shown: makes the example of an input time that is drawn; None for no pictures.
+    """
+    rows = table.rows(scorer, units)
+    known = {
+        "checkpoint": str(loaded.path),
+        "global_step": loaded.state["global_step"],
+        **about,
+        "samples": scorer.samples,
+        "excluded_pairs": scorer.excluded,
+        "station_lines_left_out": scorer.stations and scorer.stations.observations.left_out,
+        "climatology_filled_from_month": scorer.baselines.filled[0],
+        "climatology_filled_from_all_cells": scorer.baselines.filled[1],
+        "notes": list(NOTES),
+    }
+    table.write(output, known, rows)
+    daily_sums.write(output / "days.npz", daily_sums.of(scorer))
+    if scorer.stations is not None:
+        table.write_csv(output / "stations.csv", table.rows(scorer.stations, units))
+        print(f"written: {output / 'stations.csv'}", flush=True)
+    drawn: list[Any] = []
+    if shown is not None:
+        from aqnet.evaluation.report import pictures
+
+        what = scorer.config, scorer.grid, scorer.records, rows, units
+        history = training_history(loaded.path.resolve().parent.parent / "metrics.jsonl")
+        one = shown(scorer.records.typical_time())
+        drawn = pictures.draw_all(output / "pictures", *what, one, history)
+    page = report.write(output, known, rows, configs.to_dict(scorer.config), drawn)
+    print(table.skill_table(rows))
+    print(f"written: {output / 'metrics.csv'}, metrics.json and {page}", flush=True)
+
+
+def training_history(path: Path) -> list[dict[str, Any]]:
+    """The records of a run's metrics.jsonl, none where there is no such file."""
+    if not path.exists():
+        return []
+    whole = path.read_text(encoding="utf-8").rpartition("\n")[0]  # a kill may cut the last line
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def can_draw(wanted: bool) -> bool:
+    """Whether to draw; where matplotlib is missing, that is said."""
+    missing = importlib.util.find_spec("matplotlib") is None
+    if missing and wanted:
+        print("no pictures, because matplotlib is missing: pip install 'aqnet[maps]'", flush=True)
+    return wanted and not missing
+
+
+def draw_maps(path: Path, config: Config, grid: Grid, units: dict[str, str], one: Example) -> None:
+    """Maps of one forecast beside its Zarr store `path`, a file per target."""
+    from aqnet.evaluation.report import maps, pictures
+
+    chart = maps.Chart(grid)
+    for target, name in enumerate(config.data.targets):
+        picture = path.with_name(f"{path.stem}_{name}.png")
+        pictures.save(maps.draw(chart, one, target, config, units[name]), picture)
+        print(f"written: {picture}", flush=True)

@@ -1,0 +1,221 @@
+"""Weights of one model as the start of another: what was taken, what was not, and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from aqnet import config as configs
+from aqnet.batch import Statistics
+from aqnet.checkpoint.files import Loaded
+from aqnet.config import Config
+from aqnet.errors import AqnetError
+from aqnet.model.climax import ClimaX, lead_time_unit
+
+# of a parameter: per axis, what its entries stand for
+Labels = dict[int, Sequence[Hashable]]
+
+
+@dataclass
+class Report:
+    """The account of a transfer: every name of either side is in one of these.
+
+    Attributes:
+        taken: aqnet's name and where it came from.
+        initialised: aqnet's name (or a part of it) and why it was not found.
+        dropped: the source's name (or a part of it) and why it was left.
+        notes: what else the reader should know.
+    """
+
+    taken: dict[str, str] = field(default_factory=dict)
+    initialised: dict[str, str] = field(default_factory=dict)
+    dropped: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """For the terminal: what was taken by group, everything else one by one."""
+        groups = Counter(name.partition(".")[0] for name in self.taken)
+        listed = ", ".join(f"{name} ({count})" for name, count in groups.items())
+        return [
+            f"taken: {len(self.taken)} tensors: {listed}",
+            *(f"initialised: {name}: {why}" for name, why in self.initialised.items()),
+            *(f"dropped: {name}: {why}" for name, why in self.dropped.items()),
+            *(f"note: {text}" for text in self.notes),
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a checkpoint's state.json."""
+        return asdict(self)
+
+
+def take_weights(model: ClimaX, config: Config, loaded: Loaded) -> Report:
+    """Give `model`, made from `config`, the weights of a checkpoint of another config.
+
+    Variables, targets and lead times are matched by name, never by index. The moving average is
+    taken where there is one. What does not fit keeps its first value.
+
+    Raises:
+        AqnetError: width or number of heads differ, so that nothing would mean the same.
+    """
+    old = configs.from_dict(loaded.state["config"], str(loaded.path))
+    for key in ("embed_dim", "num_heads"):
+        there, here = getattr(old.model, key), getattr(config.model, key)
+        if there != here:
+            raise AqnetError(
+                f"{loaded.path}: has model.{key} {there}, the config {here}: none of its weights "
+                f"would mean the same; set model.{key}: {there}"
+            )
+    report = Report()
+    _name_differences(old, config, loaded, report)
+    weights = _fitted(loaded, old, config, model.patch_shape, report)
+    labels, old_labels = _labels(config), _labels(old)
+    unwanted = _unwanted(old, config)
+    for name, value in model.state_dict().items():
+        why = unwanted.get(name) or _take(
+            value, weights.get(name), labels.get(name, {}), old_labels.get(name, {})
+        )
+        if why:
+            report.initialised[name] = why
+        else:
+            report.taken[name] = str(loaded.path)
+    for name in sorted(weights.keys() - report.taken.keys()):
+        report.dropped[name] = report.initialised.get(name, "the model has no such tensor")
+    return report
+
+
+def starting_statistics(config: Config, data: Statistics, loaded: Loaded) -> Statistics:
+    """The new data's statistics, or the checkpoint's, as `train.init_statistics` says.
+
+    Variables that the checkpoint does not know keep the data's.
+
+    Raises:
+        AqnetError: the checkpoint's are asked for, and it has none.
+    """
+    if config.train.init_statistics == "data":
+        return data
+    known = loaded.state["statistics"]
+    if not known:
+        raise AqnetError(
+            f"{loaded.path}: holds no statistics (imported weights of ClimaX have none); set "
+            "train.init_statistics: data"
+        )
+    return Statistics.from_dict({**data.to_dict(), **known})
+
+
+def resized_positions(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Position embeddings [1, h * w, D] for another number of patches, bicubically."""
+    image = table.transpose(1, 2).unflatten(2, old)
+    image = F.interpolate(image, size=new, mode="bicubic", align_corners=False)
+    return image.flatten(2).transpose(1, 2).contiguous()
+
+
+def _fitted(
+    loaded: Loaded, old: Config, new: Config, shape: tuple[int, int], report: Report
+) -> dict[str, Tensor]:
+    """The checkpoint's weights for `new`'s unit of lead time and its `shape` of patches."""
+    weights = dict(loaded.ema if loaded.ema is not None else loaded.model)
+    ratio = lead_time_unit(new.model) / lead_time_unit(old.model)
+    if ratio != 1.0 and "lead_time_embed.weight" in weights:
+        weights["lead_time_embed.weight"] = weights["lead_time_embed.weight"] * ratio
+        report.notes.append(f"lead_time_embed.weight times {ratio:g}: other units, exact")
+    if loaded.grid is not None:
+        height, width = (-(-size // old.model.patch) for size in loaded.grid["mask"].shape)
+        if (height, width) != shape:
+            weights["pos_embed"] = resized_positions(weights["pos_embed"], (height, width), shape)
+            report.notes.append(
+                f"pos_embed resized from {height} x {width} to {shape[0]} x {shape[1]} patches"
+            )
+    return weights
+
+
+def _take(value: Tensor, source: Tensor | None, labels: Labels, old_labels: Labels) -> str | None:
+    """Copy what `source` has of `value`, in place; the reason where that is nothing."""
+    if source is None:
+        return "not in the checkpoint"
+    found, expected = tuple(source.shape), tuple(value.shape)
+    places = []
+    for axis, names in labels.items():
+        there = {name: at for at, name in enumerate(old_labels[axis])}
+        pairs = [(at, there[name]) for at, name in enumerate(names) if name in there]
+        if not pairs:
+            return "nothing of it has the same name there"
+        here, from_there = torch.tensor(pairs).unbind(1)
+        source = source.index_select(axis, from_there)
+        places.append((axis, here.to(value.device)))
+    if any(source.shape[axis] != size for axis, size in enumerate(expected) if axis not in labels):
+        return f"shape {list(found)} there, {list(expected)} here"
+    value.copy_(_placed(value, source.to(value), places))
+    return None
+
+
+def _placed(value: Tensor, part: Tensor, places: list[tuple[int, Tensor]]) -> Tensor:
+    """`value` with `part` at the indices `places` of some axes."""
+    if not places:
+        return part
+    axis, at = places[0]
+    return value.index_copy(axis, at, _placed(value.index_select(axis, at), part, places[1:]))
+
+
+def _labels(config: Config) -> dict[str, Labels]:
+    """What the entries of those parameters stand for whose size depends on the data section."""
+    data, model = config.data, config.model
+    leads = data.lead_times if model.lead_time_mode == "joint" else ("each",)
+    outputs = [
+        (cell, lead, target)
+        for cell in range(model.patch**2)
+        for lead in leads
+        for target in data.targets
+    ]
+    suns = ["now", *leads]
+    calendar = [(time, part) for time in suns for part in ("sine", "cosine", "zenith")]
+    calendar += [("year", "sine"), ("year", "cosine")] if model.calendar == "day_and_year" else []
+    return {
+        "token_embeds.proj_weights": {0: config.input_variables},
+        "token_embeds.proj_biases": {0: config.input_variables},
+        "var_embed": {1: config.input_variables},
+        f"{last_layer(config)}.weight": {0: outputs},
+        f"{last_layer(config)}.bias": {0: outputs},
+        "rho": {0: data.lead_times, 1: data.targets},
+        "calendar_embed.weight": {1: calendar},
+    }
+
+
+def last_layer(config: Config) -> str:
+    """Name of the head's output layer."""
+    return f"head.{2 * config.model.decoder_depth}"
+
+
+def _unwanted(old: Config, new: Config) -> dict[str, str]:
+    """Parameters of `new` that would not mean the same though they fit."""
+    layers = range(0, 2 * new.model.decoder_depth + 1, 2)
+    whole = [f"head.{layer}.{part}" for layer in layers for part in ("weight", "bias")]
+    if old.model.decoder_depth != new.model.decoder_depth:
+        return dict.fromkeys(whole, f"model.decoder_depth was {old.model.decoder_depth}")
+    for key in ("patch", "predict", "lead_time_mode"):
+        if getattr(old.model, key) != getattr(new.model, key):
+            return dict.fromkeys(whole[-2:], f"model.{key} was {getattr(old.model, key)}")
+    return {}
+
+
+def _name_differences(old: Config, new: Config, loaded: Loaded, report: Report) -> None:
+    """Variables, targets and lead times that only one of the two has."""
+    imported = loaded.state.get("imported", {}).get("initialised", {})
+    for variable in new.input_variables:
+        if f"variable {variable}" in imported:  # its rows are there, but not from that source
+            report.initialised[f"variable {variable}"] = imported[f"variable {variable}"]
+    joint = "joint" in (old.model.lead_time_mode, new.model.lead_time_mode)
+    for kind, before, now in (
+        ("variable", old.input_variables, new.input_variables),
+        ("target", old.data.targets, new.data.targets),
+        ("lead time", *((c.data.lead_times if joint else ()) for c in (old, new))),
+    ):
+        for name in (each for each in now if each not in before):
+            report.initialised[f"{kind} {name}"] = "not in the checkpoint"
+        for name in (each for each in before if each not in now):
+            report.dropped[f"{kind} {name}"] = "not in the config"

@@ -1,0 +1,7 @@
+"""python -m aqnet.plan"""
+
+from aqnet.errors import run
+from aqnet.plan.run import main
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,178 @@
+"""Maps lie where they should, and every picture is made of any grid."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from aqnet.batch import Batch, Statistics
+from aqnet.evaluation import metrics
+from aqnet.evaluation.baselines import SIMPLE
+from aqnet.evaluation.histograms import Records
+from aqnet.evaluation.report import example_forecast, maps, pictures, results
+from aqnet.grid import Grid
+from tests.conftest import run
+from tests.data.worlds import config
+from tests.evaluation.report.test_page import row
+
+MEAN, STD = (60.0, 50.0), (20.0, 30.0)  # of o3, pm25
+
+
+def degrees(rows: int, columns: int) -> Grid:
+    lat, lon = torch.meshgrid(
+        torch.linspace(50, 20, rows, dtype=torch.float64),
+        torch.linspace(80, 130, columns, dtype=torch.float64),
+        indexing="ij",
+    )
+    return Grid(lat, lon, 3000 * torch.rand(lat.shape), torch.rand(lat.shape) > 0.2)
+
+
+def rotated(rows: int, columns: int) -> Grid:
+    """A grid whose rows do not follow the parallels."""
+    grid = degrees(rows, columns)
+    return Grid(grid.lat + 0.2 * (grid.lon - 105), grid.lon, None, grid.mask)
+
+
+def test_middle_of_a_projected_grid_has_true_distances_and_directions():
+    chart = maps.Chart(rotated(7, 9))
+    lat, lon = (np.array(value) for value in chart.middle)
+    assert np.allclose(chart.project(lat, lon), 0.0)
+    x, y = chart.project(lat + 1.0, lon)
+    assert abs(x) < 1e-9 and y == pytest.approx(np.radians(1.0) * 6371.0, rel=1e-4)
+    x, y = chart.project(lat, lon + 1.0)
+    assert x == pytest.approx(np.radians(1.0) * 6371.0 * np.cos(np.radians(lat)), rel=1e-3)
+
+
+def test_projection_keeps_areas():
+    chart = maps.Chart(rotated(7, 9))
+    for lat, lon in ((25.0, 85.0), (50.0, 130.0)):
+        corners = [(lat, lon), (lat, lon + 0.1), (lat + 0.1, lon + 0.1), (lat + 0.1, lon)]
+        x, y = np.array([chart.project(np.array(a), np.array(b)) for a, b in corners]).T
+        area = 0.5 * abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1)))
+        sines = np.sin(np.radians(lat + 0.1)) - np.sin(np.radians(lat))
+        assert area == pytest.approx(6371.0**2 * np.radians(0.1) * sines, rel=1e-4)
+
+
+def test_arrows_point_along_the_ground():
+    chart = maps.Chart(rotated(7, 9))
+    ones, zeros = np.ones(chart.x.shape), np.zeros(chart.x.shape)
+    here, step = np.stack([chart.x, chart.y]), 1e-3
+    for u, v, lat, lon in ((zeros, ones, step, 0.0), (ones, zeros, 0.0, step)):
+        there = np.stack(chart.project(chart.lat + lat, chart.lon + lon))
+        moved = (there - here) / np.hypot(*(there - here))
+        # east is only as perpendicular to north as an equal-area projection keeps angles
+        assert np.abs(np.stack(chart.turned(u, v)) - moved).max() < (1e-9 if lat else 0.1)
+
+
+def test_grid_across_the_date_line_is_drawn_in_one_piece():
+    grid = degrees(3, 4)
+    lon = (grid.lon + 75.0 + 180.0) % 360.0 - 180.0  # 155 to -155
+    chart = maps.Chart(Grid(grid.lat, lon, None, grid.mask))
+    assert np.all(np.diff(chart.x, axis=1) > 0)
+    assert np.ptp(chart.limits[0]) < 70
+
+
+def test_corners_surround_their_cells():
+    chart = maps.Chart(degrees(3, 4))
+    x, y = chart.corners
+    assert x.shape == y.shape == (4, 5)
+    assert np.allclose((x[1:, 1:] + x[:-1, :-1]) / 2, chart.x)
+    assert np.allclose((y[1:, 1:] + y[:-1, :-1]) / 2, chart.y)
+
+
+def test_outlines_lie_where_the_coasts_are():
+    points = np.concatenate(maps.outlines()["coasts"])
+    for name, lon, lat in (
+        ("Shanghai", 121.9, 31.1),
+        ("Lisbon", -9.4, 38.7),
+        ("Cape", 20.0, -34.8),
+    ):
+        assert np.hypot(*(points - (lon, lat)).T).min() < 0.6, name
+    for name, lon, lat in (("Tibet", 88.0, 32.0), ("Pacific", -140.0, 10.0)):
+        assert np.hypot(*(points - (lon, lat)).T).min() > 5.0, name
+    steps = [np.abs(np.diff(line[:, 0])).max(initial=0.0) for line in maps.outlines()["coasts"]]
+    assert max(steps) < 30.0, "no line crosses the map"
+
+
+def test_example_is_in_physical_units_and_hides_truth_outside_the_mask(tmp_path: Path):
+    torch.manual_seed(0)
+    truth, mask = torch.rand(1, 2, 2, 3, 4), torch.rand(1, 2, 2, 3, 4) > 0.3
+    batch = Batch(torch.rand(1, 5, 3, 4), torch.tensor([7]), torch.tensor([[3, 24]]), truth, mask)
+    statistics = Statistics(("o3", "pm25"), MEAN, STD)
+    forecast = torch.full((1, 2, 2, 3, 4), 2.0)
+    shown = example_forecast.of(batch, forecast, statistics, config(tmp_path), lambda hour: None)
+    assert shown.wind is None and shown.truth is not None
+    assert np.allclose(shown.forecast[:, 0], 100.0) and np.allclose(shown.forecast[:, 1], 110.0)
+    assert np.array_equal(np.isfinite(shown.truth), mask[0].numpy())
+    assert np.nanmax(shown.truth[:, 0]) < 80.0
+
+
+def test_worst_week_is_the_one_of_largest_mean_error_with_enough_pairs():
+    times = np.arange(0, 30 * 24, 6)
+    weight, error = np.ones(len(times)), np.ones(len(times))
+    error[(times >= 12 * 24) & (times < 19 * 24)] = 5.0
+    assert pictures._worst_days(times, weight, error) == 12
+    weight[times < 8 * 24] = 1e-3  # hardly any pair: a mean of 1,000 does not count
+    assert pictures._worst_days(times, weight, error) == 12
+
+
+@pytest.mark.parametrize(
+    "grid", [degrees(6, 9), rotated(5, 7), degrees(1, 4)], ids=["degrees", "rotated", "row"]
+)
+def test_every_picture_is_made(grid: Grid, tmp_path: Path):
+    generator = np.random.default_rng(0)
+    settings = config(tmp_path)
+    records = Records(settings, np.array(MEAN), np.array([160.0, 75.0]))
+    records.count(*generator.lognormal(4, 1, (2, 2, 2, 500)), np.ones((2, 2, 500), dtype=bool))
+    for time in range(0, 400, 12):
+        sums = generator.random((5, 2, 2, 1, 2, len(metrics.SUMS)))
+        records.keep(time, sums)
+    table = [
+        {**row(name, pollutant, 5.0), "lead_time_hours": lead, "best_simple": "persistence"}
+        | {"skill_persistence": 0.1}
+        for name in ("aqnet", "cams", *SIMPLE)
+        for pollutant in ("o3", "pm25")
+        for lead in (3, 24)
+    ]
+    fields = generator.lognormal(4, 1, (2, 2, 2, *grid.shape))
+    fields[1, 0] = np.nan  # a lead time without any truth
+    shown = example_forecast.Example(
+        0, fields[0], fields[1], generator.normal(0, 5, (2, 2, *grid.shape))
+    )
+    units = dict.fromkeys(("o3", "pm25"), "ug m-3")
+    history = [{"step": 1, "train/loss": 0.5}, {"step": 2, "train/loss": None}]
+    made = pictures.draw_all(
+        tmp_path / "pictures", settings, grid, records, table, units, shown, history
+    )
+    names = ["skill", "map_o3", "map_pm25", "reliability", "density", "worst_week", "training"]
+    assert [picture.path.stem for picture in made] == names
+    assert all(2_000 < picture.path.stat().st_size < 300_000 for picture in made)
+    assert sorted(tmp_path.glob("pictures/*")) == sorted(picture.path for picture in made)
+
+
+def test_interval_that_rounding_puts_beside_its_value_is_drawn():
+    limits = {"skill_best_simple": 0.1, "skill_best_simple_low": 0.1 + 1e-16}
+    limits |= {"skill_best_simple_high": 0.1 - 1e-16, "skill_persistence": 0.1}
+    assert pictures.skill([{**row("aqnet", "o3", 5.0), **limits}]).axes
+
+
+def test_training_history_does_without_a_line_that_is_cut(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    assert results.training_history(path) == []
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3, "train/lo')
+    assert results.training_history(path) == [{"step": 1}, {"step": 2}]
+
+
+def test_without_matplotlib_evaluate_says_so_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert not results.can_draw(wanted=True)
+    assert capsys.readouterr().out.splitlines() == [
+        "no pictures, because matplotlib is missing: pip install 'aqnet[maps]'"
+    ]
+    assert not results.can_draw(wanted=False)
+    assert capsys.readouterr().out == ""
+    run("-c", "import sys, evaluate, train; assert 'matplotlib' not in sys.modules")

@@ -1,0 +1,28 @@
+"""Sums per day survive the file, and a file of something else is one line."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aqnet.errors import AqnetError
+from aqnet.evaluation import daily_sums
+
+
+def test_what_is_written_is_read(tmp_path: Path):
+    sums = np.random.default_rng(0).random((2, 3, 2, 1, 2, 1))
+    names = np.array(["aqnet", "persistence"]), np.array(["o3"]), np.array([12, 24])
+    times = np.array([24, 30, 48])
+    written = daily_sums.Daily(*names, np.array(["all"]), times, np.arange(1, 4), *sums)
+    daily_sums.write(tmp_path / "days.npz", written)
+    read = daily_sums.read(tmp_path / "days.npz")
+    assert all(np.array_equal(a, b) for a, b in zip(written, read, strict=True))
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no sums"])
+def test_other_files_are_refused_by_name(tmp_path: Path, content: bytes | None):
+    path = tmp_path / "days.npz"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(AqnetError, match=r"days\.npz: cannot read the sums per day"):
+        daily_sums.read(path)

@@ -1,0 +1,80 @@
+"""Validation against a plain loop over items, targets and cells."""
+
+import math
+
+import pytest
+import torch
+
+from aqnet.batch import Batch
+from aqnet.errors import AqnetError
+from aqnet.training.loss import loss_sums
+from aqnet.training.validation import validate
+from tests.evaluation.test_scorer import CONFIG, LEADS, MASK, SHAPE, STATISTICS, TARGETS
+
+STD = (30.0, 10.0)
+WEIGHTS = torch.tensor([[1.0, 2.0], [0.5, 1.5]])
+
+
+def batch(seed: int, items: int) -> Batch:
+    torch.manual_seed(seed)
+    fields, targets = torch.randn(items, 3, *SHAPE), torch.randn(items, 2, 2, *SHAPE)
+    fields[0, 0, 0, 0] = targets[0, 0, 0, 1, 2] = torch.nan
+    targets[:, 1, 1] = torch.nan  # NO2 at 24 h is never there
+    mask = targets.isfinite() & MASK
+    return Batch(fields, torch.arange(items), torch.tensor([LEADS] * items), targets, mask)
+
+
+def forecast(batch: Batch) -> torch.Tensor:
+    return batch.targets.nan_to_num() * 0.5 + 0.1
+
+
+BATCHES = [batch(0, 3), batch(1, 2)]
+
+
+def validated(batches: list[Batch], stop: bool = False) -> dict[str, float] | None:
+    return validate(
+        forecast,
+        loss_sums,
+        WEIGHTS,
+        batches,
+        STATISTICS,
+        CONFIG,
+        lambda: stop,  # type: ignore[arg-type]
+    )
+
+
+def test_scalars_agree_with_a_loop_over_cells():
+    found = validated(BATCHES)
+    assert found is not None
+    loss, cells = 0.0, 0
+    for row, lead in enumerate(LEADS):
+        for column, name in enumerate(TARGETS):
+            squares, count, ours, theirs = 0.0, 0, 0.0, 0.0
+            for part in BATCHES:
+                values = forecast(part)
+                for at in torch.nonzero(part.mask[:, row, column]).tolist():
+                    item, y, x = at
+                    truth = float(part.targets[item, row, column, y, x])
+                    error = (float(values[item, row, column, y, x]) - truth) ** 2
+                    squares, count = squares + error, count + 1
+                    present = float(part.fields[item, column, y, x])
+                    if math.isfinite(present):
+                        ours, theirs = ours + error, theirs + (present - truth) ** 2
+            loss, cells = loss + float(WEIGHTS[row, column]) * squares, cells + count
+            key = f"{name}/{lead}h"
+            if count == 0:
+                assert f"validation/rmse/{key}" not in found
+                assert f"validation/skill_persistence/{key}" not in found
+                continue
+            rmse = math.sqrt(squares / count) * STD[column]
+            assert found[f"validation/rmse/{key}"] == pytest.approx(rmse, rel=1e-5)
+            skill = 1 - ours / theirs
+            assert found[f"validation/skill_persistence/{key}"] == pytest.approx(skill, rel=1e-4)
+    assert found["validation/loss"] == pytest.approx(loss / cells, rel=1e-5)
+
+
+def test_a_stop_abandons_it_and_nothing_to_validate_is_refused():
+    assert validated(BATCHES, stop=True) is None
+    empty = BATCHES[0]._replace(mask=torch.zeros_like(BATCHES[0].mask))
+    with pytest.raises(AqnetError, match="no target has a value"):
+        validated([empty])
