@@ -6,12 +6,12 @@ from aqnet.distributed.collectives import (
     at_step,
     barrier,
     broadcast_object,
+    collective,
     exchange_seconds,
     explained,
     gather_objects,
     is_main,
     no_sync,
-    num_nodes,
     on_main,
     rank,
     say,
@@ -21,6 +21,7 @@ from aqnet.distributed.collectives import (
     world_size,
     wrap,
 )
+from aqnet.distributed.launch import num_nodes
 
 __all__ = [
     "any_rank",
@@ -28,6 +29,7 @@ __all__ = [
     "at_step",
     "barrier",
     "broadcast_object",
+    "collective",
     "exchange_seconds",
     "explained",
     "gather_objects",
