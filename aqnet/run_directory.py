@@ -15,7 +15,7 @@ from typing import Any
 
 from aqnet import config as configs
 from aqnet import distributed
-from aqnet.checkpoint.files import Loaded
+from aqnet.checkpoint.files import Loaded, regular_bytes
 from aqnet.config import Config
 from aqnet.errors import AqnetError
 from aqnet.files import replace_text
@@ -191,8 +191,8 @@ def _create(lock: Path, owner: dict[str, Any]) -> bool:
 def _read(lock: Path) -> dict[str, Any] | None:
     """The owner; None where there is no lock, or one whose owner cannot be read."""
     try:
-        owner = json.loads(lock.read_bytes())
-    except (FileNotFoundError, ValueError):
+        owner = json.loads(regular_bytes(lock, 2**16))
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
     return owner if isinstance(owner, dict) else None
 
