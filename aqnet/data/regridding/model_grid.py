@@ -14,7 +14,7 @@ from aqnet.config import STATIC_VARIABLES, Config
 from aqnet.data.regridding.resample import Resampler
 from aqnet.data.regridding.static_fields import StaticFile
 from aqnet.data.regridding.winds import grid_angle, to_earth
-from aqnet.data.sources.view import SourceView, dynamic_names
+from aqnet.data.sources.view import SourceView
 from aqnet.data.store import HOURS_PER_SHARD
 from aqnet.errors import AqnetError
 from aqnet.grid import Grid
@@ -66,7 +66,7 @@ class ModelGrid:
 
     def blocks(self, start: int, stop: int) -> list[slice]:
         """Rows start to stop in blocks of whole shards that a worker can hold."""
-        hour = 4 * len(dynamic_names(self._data)) * max(self.lat.size, self.sources.lat.size)
+        hour = 4 * len(self._data.stored) * max(self.lat.size, self.sources.lat.size)
         shard = HOURS_PER_SHARD
         size = int(max(shard, min(_BLOCK_HOURS, _BLOCK_BYTES // hour // shard * shard)))
         # at multiples of the size, so that blocks begin where chunks of the source do
