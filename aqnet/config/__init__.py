@@ -1,9 +1,9 @@
 """The configuration: YAML in, frozen dataclasses out, and what they must not hold."""
 
 from aqnet.config.batches import accumulation
+from aqnet.config.channels import STATIC_VARIABLES, Channel, channel
 from aqnet.config.continuation import changes_forbidden_on_continuation
 from aqnet.config.keys import (
-    STATIC_VARIABLES,
     Config,
     Data,
     Model,
@@ -19,6 +19,7 @@ from aqnet.config.reading import overridden, to_dict
 
 __all__ = [
     "STATIC_VARIABLES",
+    "Channel",
     "Config",
     "Data",
     "Model",
@@ -30,6 +31,7 @@ __all__ = [
     "Validation",
     "accumulation",
     "changes_forbidden_on_continuation",
+    "channel",
     "from_dict",
     "load",
     "overridden",

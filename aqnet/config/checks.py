@@ -74,17 +74,23 @@ def _wrong_numbers(config: Config) -> Iterator[str]:
 
 
 def _wrong_data(data: Data) -> Iterator[str]:
-    for key in ("variables", "targets", "lead_times", "history_hours", "split.train"):
+    needed = ("variables", "targets", "lead_times", "history_hours", "split.train")
+    for key in (*needed, "weather", "weather_hours", "recent_days"):
         values = attrgetter(key)(data)
-        if not values:
+        if key in needed and not values:
             yield f"data.{key} is empty"
         if len(set(values)) < len(values):
             yield f"data.{key} lists a value twice: {values}"
     if data.history_hours[0] != 0 or max(data.history_hours) != 0:
         yield f"data.history_hours must be 0 followed by negative hours, found {data.history_hours}"
+    for key in ("variables", "targets", "weather"):
+        for name in attrgetter(key)(data):
+            if "@" in name:
+                yield f"data.{key}: {name!r}: a name holds no @, which marks hours"
     for target in data.targets:
-        if target in STATIC_VARIABLES or "@" in target:
+        if target in STATIC_VARIABLES:
             yield f"data.targets: {target!r} cannot be a target"
+    yield from _wrong_weather(data)
     for key in ("train", "validation", "test"):
         try:
             periods.intervals(getattr(data.split, key))
@@ -94,13 +100,35 @@ def _wrong_data(data: Data) -> Iterator[str]:
         if name not in ("elevation", "population"):
             yield f"data.static_files.{name}: known are elevation and population"
     for name in data.units:
-        if name not in (*data.variables, *data.targets):
-            yield f"data.units.{name}: no such variable in data.variables and data.targets"
+        if name not in (*data.variables, *data.stored):
+            yield f"data.units.{name}: no such variable in data.variables, weather and targets"
     if (data.resample == "none") != (data.shape is None):
         yield (
             "data.shape is the grid to resample to: give it with data.resample area or bilinear, "
             "and leave it out with none"
         )
+
+
+def _wrong_weather(data: Data) -> Iterator[str]:
+    if bool(data.weather) != bool(data.weather_hours):
+        yield "data.weather and data.weather_hours go together: give both, or neither"
+    for name in data.weather:
+        if name in data.targets:
+            yield f"data.weather: {name!r} is a target; read after the input time it is the truth"
+        if name in STATIC_VARIABLES:
+            yield f"data.weather: {name!r} does not change with time; data.variables is its place"
+    for hours in data.weather_hours:
+        if hours > max(data.lead_times):
+            yield (
+                f"data.weather_hours: {hours} is beyond the longest of data.lead_times, "
+                f"{max(data.lead_times)}"
+            )
+    for target in data.targets if data.recent_days else ():
+        if target not in data.variables:
+            yield (
+                f"data.recent_days: the mean of {target!r} is given relative to its value, which "
+                "is not in data.variables; add it there"
+            )
 
 
 def _wrong_model(config: Config) -> Iterator[str]:

@@ -10,7 +10,8 @@ from aqnet import config as configs
 from aqnet.data.prepare import store_writer
 from aqnet.grid import Grid
 
-NAMES = ("temp", "pm25", "o3")
+WEATHER, AIR = ("temp",), ("pm25", "o3")
+NAMES = (*WEATHER, *AIR)
 SHAPE = (3, 4)
 
 
@@ -49,7 +50,8 @@ def write(folder: Path, year: int, times: list[int], **other: Any) -> None:
     assert where.elevation is not None
     writer = store_writer.create(
         folder / f"{year}.zarr",
-        names=other.get("names", NAMES),
+        weather=other.get("weather", WEATHER),
+        air=other.get("air", AIR),
         units={"temp": "K", "pm25": "ug m-3", "o3": "ug m-3"},
         time=np.array(times, dtype=np.int64),
         grid=where,

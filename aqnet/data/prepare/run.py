@@ -21,36 +21,37 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numcodecs import blosc
 from numpy.typing import NDArray
 
 from aqnet import config as configuration
 from aqnet.config import Config
 from aqnet.data import statistics, store
-from aqnet.data.prepare import domain, origin, store_writer
-from aqnet.data.prepare.parallel import Progress, Workers
+from aqnet.data.prepare import domain, origin, shards, store_writer
+from aqnet.data.prepare.parallel import ProgressLines, Workers
 from aqnet.data.prepare.store_writer import StoreWriter
 from aqnet.data.regridding.model_grid import ModelGrid
 from aqnet.data.sources import units
-from aqnet.data.sources.view import dynamic_names, hour_text, open_sources
+from aqnet.data.sources.view import hour_text, open_sources
 from aqnet.errors import AqnetError
 
 Array = NDArray[Any]
 
 
 def prepare(
-    config: Config, workers: int = 1, dry_run: bool = False, only: list[int] | None = None
+    config: Config, workers: int = 0, dry_run: bool = False, only: list[int] | None = None
 ) -> None:
     """Write the stores of all years of the split, then their statistics.
 
     Args:
-        workers: processes, each taking a block of hours at a time.
+        workers: processes, each taking a block of hours at a time; 0: this one alone.
         dry_run: print the plan and write nothing.
         only: write the stores of these years, and no statistics.
     Raises:
         AqnetError: the sources lack a year or a variable, are damaged, differ from those of
             stores already there, no cell ever holds a target, or the stores cannot be written.
     """
+    if workers < 0:
+        raise AqnetError(f"--workers {workers}: expected 0 (this process alone) or more")
     sources = open_sources(config.data, write=not dry_run)
     years = config.data.split.years
     for year in only or ():
@@ -58,7 +59,7 @@ def prepare(
             raise AqnetError(f"--year: {year} is not in data.split, which has {years}")
     years = sorted(set(only)) if only else years
     for year in years:  # before anything is written
-        sources.check_variables(dynamic_names(config.data), origin.year_rows(config, sources, year))
+        sources.check_variables(config.data.stored, origin.year_rows(config, sources, year))
     grid = ModelGrid(config, sources)
     missing = [year for year in years if not origin.is_complete(config, sources, year)]
     _print_plan(config, grid, years, missing, workers)
@@ -82,7 +83,6 @@ def prepare(
 def _write_years(
     config: Config, grid: ModelGrid, years: list[int], mask: Array, workers: Workers
 ) -> None:
-    names = dynamic_names(config.data)
     where, static = grid.grid(mask)
     writers: dict[int, StoreWriter] = {}
     blocks: list[_Block] = []
@@ -90,8 +90,9 @@ def _write_years(
         rows = origin.year_rows(config, grid.sources, year)
         writers[year] = store_writer.create(
             origin.store_path(config, year),
-            names=names,
-            units={name: units.canonical_unit(name) or "" for name in (*names, *static)},
+            weather=config.data.stored_weather,
+            air=config.data.targets,
+            units={n: units.canonical_unit(n) or "" for n in (*config.data.stored, *static)},
             time=grid.sources.times[rows],
             grid=where,
             static=static,
@@ -104,7 +105,7 @@ def _write_years(
             for block in grid.blocks(missing.start, missing.stop)
         ]
     left = Counter(block.year for block in blocks)
-    progress = Progress("prepare", sum(block.rows.stop - block.rows.start for block in blocks))
+    progress = ProgressLines("prepare", sum(block.rows.stop - block.rows.start for block in blocks))
     noise: Counter[str] = Counter()
     for year in years:
         if not left[year]:
@@ -156,12 +157,11 @@ def _print_plan(
     print(f"prepare: {len(years)} years, {len(years) - len(missing)} complete", flush=True)
     if not missing:
         return
-    names = dynamic_names(config.data)
+    names = config.data.stored
     first = origin.year_rows(config, grid.sources, missing[0]).start
     began = time.monotonic()
     sample = grid.read(names, slice(first, first + store.HOURS_PER_SHARD)).astype(config.data.dtype)
-    name = store.COMPRESSOR.encode()
-    packed = [blosc.compress(hour, name, store.LEVEL, blosc.SHUFFLE) for hour in sample]
+    packed = [shards.packed(hour) for hour in sample]
     seconds = 2 * (time.monotonic() - began) / len(sample)  # moments, checksums, flushing: as much
     hours = sum(
         rows.stop - rows.start
@@ -179,7 +179,7 @@ def _print_plan(
         f"prepare: to write {hours} hours of {len(names)} variables on {height} x {width} cells: "
         f"{size / scale:.1f} {unit}, about {size * share / scale:.1f} {unit} packed "
         f"({free:.0f} GB free), about "
-        f"{seconds * hours / workers / 60:.1f} min (--workers {workers})",
+        f"{seconds * hours / max(1, workers) / 60:.1f} min (--workers {workers})",
         flush=True,
     )
 
@@ -216,7 +216,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m aqnet.data.prepare", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--config", required=True, help="YAML file")
-    parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")
+    parser.add_argument("--workers", type=int, default=0, help="processes (default 0: this one)")
     parser.add_argument("--dry-run", action="store_true", help="print the plan, write nothing")
     parser.add_argument(
         "--year", type=int, action="append", help="write only this one (or these), no statistics"
@@ -224,4 +224,4 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_intermixed_args()
     config = configuration.load(arguments.config, arguments.overrides)
-    prepare(config, max(1, arguments.workers), arguments.dry_run, arguments.year)
+    prepare(config, arguments.workers, arguments.dry_run, arguments.year)

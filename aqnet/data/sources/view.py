@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aqnet.config import STATIC_VARIABLES, Data, Source
+from aqnet.config import Data, Source
 from aqnet.data.sources import caqra, units
 from aqnet.data.sources.files import Floats, SourceFile, ZarrStore, open_file, sizes_and_times
 from aqnet.errors import AqnetError
@@ -322,9 +322,3 @@ def open_sources(data: Data, write: bool = True) -> SourceView:
             "never mixed in one set of stores"
         )
     return SourceView(data.sources[0], data.units, Path(data.stores) / ".archives.json", write)
-
-
-def dynamic_names(data: Data) -> tuple[str, ...]:
-    """Variables with a time: inputs, then targets that are no input."""
-    names = [name for name in data.variables if name not in STATIC_VARIABLES]
-    return (*names, *(name for name in data.targets if name not in names))
