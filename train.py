@@ -136,8 +136,8 @@ def assemble(
     else:
         check_data(loaded, checksums)
         statistics = Statistics.from_dict(loaded.state["statistics"])
-    train_data = ForecastDataset(config, "train", statistics)
-    validation_data = ForecastDataset(config, "validation", statistics)
+    train_data = ForecastDataset(config, "train", statistics, stores)
+    validation_data = ForecastDataset(config, "validation", statistics, stores)
     for dataset in (train_data, validation_data):
         say(dataset.report())
     train_data = train_data.thinned(config.train.max_items)
@@ -173,9 +173,9 @@ def assemble(
             "config": configs.to_dict(config),
             "statistics": statistics.to_dict(),
             "data_checksums": checksums,
-            "grid": train_data.grid.summary(),
+            **train_data.reader.layout.words(),
         },
-        grid=train_data.grid,
+        fixed=train_data.reader.layout.tensors(),
         examples=examples(validation_data, config.validation.maps),
     )
     run.validate = partial(
