@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,17 +17,23 @@ from aqnet import distributed, errors
 from aqnet.batch import Batch, Statistics
 from aqnet.checkpoint import files as checkpoint_files
 from aqnet.checkpoint.files import Loaded
+from aqnet.config import Config, periods
 from aqnet.data.dataset import ForecastDataset, target_fields
+from aqnet.data.items import ItemReader
+from aqnet.data.layout import Layout
 from aqnet.data.loader import collate, loader
+from aqnet.data.record import Fields, TimeIndex, open_stores
 from aqnet.data.regridding import analysis
 from aqnet.data.sampler import EvaluationSampler
 from aqnet.data.sources import forecast_files
+from aqnet.data.store import Store
 from aqnet.distributed import say
 from aqnet.errors import AqnetError
 from aqnet.evaluation import baselines, checkpoint_forecast, run, stations
 from aqnet.evaluation.forecasts import zarr_files as forecasts
 from aqnet.evaluation.report import example_forecast, results
 from aqnet.evaluation.studies import compare
+from aqnet.grid import Grid
 from aqnet.model.climax import ClimaX
 
 TIMEOUT_SECONDS = 1800.0
@@ -117,61 +124,91 @@ def command_line() -> argparse.ArgumentParser:
 def evaluate(options: argparse.Namespace, device: torch.device) -> None:
     """Score the checkpoint on a split, or make one forecast, and write the results; all ranks
     call."""
-    loaded, statistics, dataset = distributed.on_main(partial(opened, options))
-    model = ClimaX(dataset.config, dataset.grid, statistics)
-    forecast = checkpoint_forecast.forecaster(model, loaded, dataset.config, dataset.grid, device)
     if options.forecast is None:
-        score(options, loaded, dataset, statistics, forecast)
+        trained = distributed.on_main(partial(Trained.read, options))
+        stores = distributed.on_main(partial(stores_of, trained))
+        dataset = ForecastDataset(trained.config, options.split, trained.statistics, stores)
+        score(options, trained, stores, dataset, trained.forecaster(dataset.grid, device))
     elif distributed.is_main():
-        forecast_once(options, dataset, statistics, forecast)
+        forecast_once(options, Trained.read(options), device)
 
 
-def opened(options: argparse.Namespace) -> tuple[Loaded, Statistics, ForecastDataset]:
-    """The checkpoint, its statistics, and the data that suit it."""
-    loaded = checkpoint_files.read(options.checkpoint)
-    config = checkpoint_forecast.config_of(loaded, options.config, options.overrides)
-    statistics = Statistics.from_dict(loaded.state["statistics"])
-    dataset = ForecastDataset(config, options.split, statistics)
-    checkpoint_forecast.check_grid(loaded, dataset.grid, config.data.stores)
-    return loaded, statistics, dataset
+class Trained(NamedTuple):
+    """What a checkpoint holds of its model."""
+
+    loaded: Loaded
+    config: Config
+    statistics: Statistics
+
+    @classmethod
+    def read(cls, options: argparse.Namespace) -> Trained:
+        """The checkpoint that the options name, with the config that they may change."""
+        loaded = checkpoint_files.read(options.checkpoint)
+        config = checkpoint_forecast.config_of(loaded, options.config, options.overrides)
+        return cls(loaded, config, Statistics.from_dict(loaded.state["statistics"]))
+
+    def forecaster(self, grid: Grid, device: torch.device) -> Callable[[Batch], Tensor]:
+        """The trained model: a batch to normalised forecasts [B, K, T, H, W]."""
+        model = ClimaX(self.config, grid, self.statistics)
+        return checkpoint_forecast.forecaster(model, self.loaded, self.config, grid, device)
 
 
-def forecast_once(
-    options: argparse.Namespace,
-    dataset: ForecastDataset,
-    statistics: Statistics,
-    forecast: Callable[[Batch], Tensor],
-) -> None:
+def stores_of(trained: Trained, years: Sequence[int] | None = None) -> list[Store]:
+    """The stores of the checkpoint's config, which must have its grid."""
+    stores = open_stores(trained.config, years)
+    checkpoint_forecast.check_grid(trained.loaded, stores[0].grid, trained.config.data.stores)
+    return stores
+
+
+def reader_at(hour: int, source: str | None, trained: Trained) -> ItemReader:
+    """What reads the input of one forecast: source files, which need no store, or the stores of the
+    hours that it reads."""
+    data = trained.config.data
+    if source is not None:
+        layout = Layout.of_checkpoint(trained.loaded) or Layout.of(stores_of(trained)[0])
+        fields: Fields = analysis.Analysis(source, trained.config, layout)
+    else:
+        years = {periods.year_of(hour + earlier) for earlier in data.history_hours}
+        later = {periods.year_of(hour + lead) for lead in data.lead_times}
+        known = {year for year in later if (Path(data.stores) / f"{year}.zarr").exists()}
+        stores = stores_of(trained, sorted(years | known))
+        layout, fields = Layout.of(stores[0]), TimeIndex(stores)
+    reader = ItemReader(trained.config, trained.statistics, layout, fields)
+    reader.check(np.array([hour]))
+    return reader
+
+
+def forecast_once(options: argparse.Namespace, trained: Trained, device: torch.device) -> None:
     """One forecast, whether or not its truth exists, as Zarr and maps; rank 0 alone."""
-    hour, config, grid = forecasts.hour_of(options.forecast), dataset.config, dataset.grid
-    store = dataset.index.stores[0]
-    source = analysis.Analysis(options.source, config, store) if options.source else None
-    dataset = dataset.at(np.array([hour]), source)
-    batch = collate([dataset[0]])
+    hour, config, statistics = forecasts.hour_of(options.forecast), *trained[1:]
+    reader = reader_at(hour, options.source, trained)
+    grid, units, times = reader.grid, reader.layout.units, np.array([hour])
+    batch = collate([reader.item(hour)])
     for name, share in forecasts.missing(batch, config, grid).items():
         print(f"{options.forecast}: {name} is missing in {share:.1%} of the domain", flush=True)
     path = Path(options.output) / f"forecast_{np.datetime64(hour, 'h')}.zarr"
-    forecasts.create(path, dataset.times, config, grid, store.units)
-    writer = forecasts.Writer(path, dataset.times, config, grid, statistics)
-    values = forecast(batch)
+    values = trained.forecaster(grid, device)(batch)
+    forecasts.create(path, times, config, grid, units)
+    writer = forecasts.Writer(path, times, config, grid, statistics)
     writer.write(batch, values)
     forecasts.commit(path)
     print(f"written: {path}", flush=True)
     if results.can_draw(not options.no_pictures):
-        shown = example_forecast.of(batch, values, statistics, config, dataset.wind)
-        results.draw_maps(path, config, grid, store.units, shown)
+        shown = example_forecast.of(batch, values, statistics, config, reader.wind)
+        results.draw_maps(path, config, grid, units, shown)
 
 
 def score(
     options: argparse.Namespace,
-    loaded: Loaded,
+    trained: Trained,
+    stores: Sequence[Store],
     dataset: ForecastDataset,
-    statistics: Statistics,
     forecast: Callable[[Batch], Tensor],
 ) -> None:
     """Score the model, the simple forecasts and others over the same samples; all ranks call."""
-    config, grid, output = dataset.config, dataset.grid, Path(options.output)
-    everything, units = len(dataset), dataset.index.stores[0].units
+    loaded, config, statistics = trained
+    grid, output = dataset.grid, Path(options.output)
+    everything, units = len(dataset), dataset.reader.layout.units
     dataset = dataset.at(run.drawn(dataset.times, options.max_samples, options.seed))
     on_main = distributed.on_main
     regions = on_main(partial(run.read_regions, options.regions, grid.mask.numpy()))
@@ -180,14 +217,14 @@ def score(
     say(f"{loaded.path}: {options.split}: {len(dataset)} of {everything} input times")
     say("fitting the simple forecasts on the training split")
     simple = baselines.fit(
-        partial(target_fields, config, "train"),
+        partial(target_fields, config, stores, "train"),
         grid.mask.numpy(),
         len(config.data.targets),
         config.data.lead_times,
         baselines.months_of(dataset.times[:, None] + np.array(config.data.lead_times)),
     )
     scorer = run.Scorer(
-        config, grid, statistics, simple, dataset.observed, regions, others, observed
+        config, grid, statistics, simple, dataset.reader.observed, regions, others, observed
     )
     saved, times = output / "forecasts.zarr", dataset.times[: options.save_forecasts]
     on_main(partial(forecasts.create, saved, times, config, grid, units))
@@ -200,8 +237,8 @@ def score(
         forecasts.commit(saved)
 
         def shown(time: int) -> example_forecast.Example:
-            batch = collate([dataset.at(np.array([time]))[0]])
-            return example_forecast.of(batch, forecast(batch), statistics, config, dataset.wind)
+            batch, wind = collate([dataset.reader.item(time)]), dataset.reader.wind
+            return example_forecast.of(batch, forecast(batch), statistics, config, wind)
 
         about = {
             "split": options.split,

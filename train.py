@@ -22,8 +22,9 @@ from aqnet.checkpoint import Checkpoints, Loaded
 from aqnet.checkpoint import files as checkpoint_files
 from aqnet.config import Config
 from aqnet.data import statistics as data_statistics
-from aqnet.data.dataset import ForecastDataset, open_stores
+from aqnet.data.dataset import ForecastDataset
 from aqnet.data.loader import collate, loader
+from aqnet.data.record import open_stores
 from aqnet.data.sampler import EMPTY_ITEM, EvaluationSampler, TrainSampler
 from aqnet.distributed import say
 from aqnet.errors import AqnetError
@@ -136,8 +137,8 @@ def assemble(
     else:
         check_data(loaded, checksums)
         statistics = Statistics.from_dict(loaded.state["statistics"])
-    train_data = ForecastDataset(config, "train", statistics)
-    validation_data = ForecastDataset(config, "validation", statistics)
+    train_data = ForecastDataset(config, "train", statistics, stores)
+    validation_data = ForecastDataset(config, "validation", statistics, stores)
     for dataset in (train_data, validation_data):
         say(dataset.report())
     train_data = train_data.thinned(config.train.max_items)
@@ -173,9 +174,9 @@ def assemble(
             "config": configs.to_dict(config),
             "statistics": statistics.to_dict(),
             "data_checksums": checksums,
-            "grid": train_data.grid.summary(),
+            **train_data.reader.layout.words(),
         },
-        grid=train_data.grid,
+        fixed=train_data.reader.layout.tensors(),
         examples=examples(validation_data, config.validation.maps),
     )
     run.validate = partial(

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from aqnet import distributed
 from aqnet.batch import Batch
 from aqnet.checkpoint import Checkpoints, Loaded
 from aqnet.config import Config, to_yaml
 from aqnet.errors import AqnetError
-from aqnet.grid import Grid
 from aqnet.training.maps import Examples
 from aqnet.training.optimizer import MovingAverage, make_optimizer, set_learning_rate
 from aqnet.training.progress import Progress, is_finished
@@ -57,7 +56,7 @@ class Run:
 
     Attributes:
         constants: config, statistics and data checksums, written into every checkpoint.
-        grid: the stores', likewise.
+        fixed: tensors by name and kind that never change (grid, static fields), likewise.
         loader: whole micro-batches of this rank from the sampler's position on.
         empty: a batch without a valid cell.
         examples: what maps are drawn of at validations, on rank 0; drawn_at: the last step of it.
@@ -78,7 +77,7 @@ class Run:
     checkpoints: Checkpoints
     directory: Directory
     constants: dict[str, Any]
-    grid: Grid
+    fixed: dict[str, dict[str, Tensor]]
     examples: Examples | None = None
     drawn_at: int = 0
     clock: float = 0.0
@@ -253,7 +252,7 @@ def _draw_maps(run: Run, examples: Examples) -> None:
 
 def _tensors(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
     """What a checkpoint holds of the model and of the optimizer, not copied."""
-    model = {"model": run.trainee.model.state_dict(), "grid": run.grid.to_dict()}
+    model = {"model": run.trainee.model.state_dict(), **run.fixed}
     if run.average is not None:
         model["ema"] = run.average.state_dict()
     return model, run.trainee.optimizer.state_dict()

@@ -18,7 +18,6 @@ from aqnet.checkpoint import Checkpoints
 from aqnet.config import Config
 from aqnet.data.sampler import TrainSampler
 from aqnet.errors import AqnetError
-from aqnet.grid import Grid
 from aqnet.training import loop
 from aqnet.training.maps import Examples
 from aqnet.training.step import Trainee, check_ranks_agree
@@ -85,7 +84,7 @@ def run_of(config: Config, losses: list[float | None], poison: int | None = None
         checkpoints=checkpoints,
         directory=Directory(Path(config.run_dir)),
         constants={},
-        grid=Grid(torch.zeros(1, 1), torch.zeros(1, 1), None, torch.ones(1, 1, dtype=torch.bool)),
+        fixed={},
     )
 
 
