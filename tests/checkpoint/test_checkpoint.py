@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from aqnet import checkpoint
-from aqnet.checkpoint import Checkpoints
+from aqnet.checkpoint import Checkpoints, retained
 from aqnet.checkpoint import files as checkpoint_files
 from aqnet.errors import AqnetError
 
@@ -181,8 +181,8 @@ def test_what_a_killed_writer_left_is_cleared(tmp_path: Path):
 
 def test_a_full_disk_is_noticed_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     checkpoints = saved(tmp_path, {1: None})
-    usage = checkpoint.shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage)
+    usage = retained.shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(retained.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(AqnetError, match="MB are free"):
         checkpoints.save(*states(2), metric=None)
     assert names(tmp_path) == ["step_00000001"]
@@ -218,7 +218,7 @@ def test_a_disk_that_is_full_when_the_checkpoint_is_named_is_one_line(
 
     checkpoints = saved(tmp_path, {1: None})
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "replace_text", full)
+        patch.setattr(retained, "replace_text", full)
         checkpoints.save(*states(2), metric=None)
         with pytest.raises(AqnetError, match=r"step_00000002: is whole.*No space left"):
             checkpoints.wait()
