@@ -289,7 +289,6 @@ def test_processes_that_do_not_come_are_an_error(monkeypatch: pytest.MonkeyPatch
 RESTARTED = """
 import os, pathlib, signal, sys
 from aqnet import distributed
-from aqnet.distributed import collectives
 distributed.start(30)
 killed = pathlib.Path(sys.argv[1])
 if distributed.rank() == 1 and not killed.exists():
