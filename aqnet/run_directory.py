@@ -15,9 +15,10 @@ from typing import Any
 
 from aqnet import config as configs
 from aqnet import distributed
-from aqnet.checkpoint.files import Loaded, replace_text
+from aqnet.checkpoint.files import Loaded
 from aqnet.config import Config
 from aqnet.errors import AqnetError
+from aqnet.files import replace_text
 
 TOUCH_SECONDS = 5.0
 WATCH_SECONDS = 30.0

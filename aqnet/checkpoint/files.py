@@ -24,6 +24,7 @@ from torch import Tensor
 
 import aqnet
 from aqnet.errors import AqnetError, one_line
+from aqnet.files import partial_of, replace_folder, sync
 
 STEP = re.compile(r"step_\d{8,}")
 _TENSOR_FILES = ("model.pt", "optimizer.pt")
@@ -77,7 +78,7 @@ def write(
     """
     if not isinstance(model.get("model"), dict):
         raise ValueError('expected {"model": state_dict}')
-    partial = path.with_name(path.name + ".partial")
+    partial = partial_of(path)
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -96,7 +97,7 @@ def write(
         _write_text(partial / "state.json", json.dumps({**described, "sha256": sums}, indent=1))
         _verified_state(partial)  # before any name leads to it
         sync(partial)
-        _rename_over(partial, path)
+        replace_folder(partial, path)
     except (OSError, RuntimeError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise AqnetError(
@@ -221,34 +222,8 @@ def plain_json(state: dict[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _rename_over(source: Path, target: Path) -> None:
-    old = target.with_name(target.name + ".replaced")
-    if target.exists():
-        target.rename(old)
-    source.rename(target)
-    sync(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Replace a small file atomically: a reader finds the old text or the new one."""
-    partial = path.with_name(path.name + ".partial")
-    _write_text(partial, text)
-    partial.replace(path)
-    sync(path.parent)
-
-
 def _write_text(path: Path, text: str) -> None:
     with path.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-def sync(path: Path) -> None:
-    """Flush a file's bytes, or a directory's names, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from aqnet.checkpoint.files import replace_text
+from aqnet.files import replace_text
 
 
 class Stopwatch:
