@@ -119,3 +119,15 @@ def test_memory_stays_flat_over_20000_items(tmp_path: Path):
     growth = memory() - before
     print(f"{growth:.1f} MB more after {seen} items")
     assert growth < 50  # an hour kept for each item would be 120 MB
+
+
+@pytest.mark.parametrize("taken", [1, 3])
+def test_workers_that_are_not_kept_end_with_the_epoch_or_when_it_is_left(folder: Path, taken: int):
+    train = samples(config(folder), "train", STATISTICS)
+    batches = loader.loader(train, EvaluationSampler(6, 2, 0, 1), 2, keep_workers=False)
+    for _ in range(2):
+        for number, _ in enumerate(batches, start=1):
+            assert len(multiprocessing.active_children()) == 2
+            if number == taken:
+                break
+        assert not multiprocessing.active_children()

@@ -40,9 +40,9 @@ class Analysis:
         ours, theirs = layout.grid, self._grid
         if not same_place(ours.lat.numpy(), ours.lon.numpy(), theirs.lat, theirs.lon):
             raise AqnetError(
-                f"{path}: lies on {_extent(theirs.lat, theirs.lon)}, the model on "
-                f"{_extent(ours.lat.numpy(), ours.lon.numpy())}: cut the files to the grid the "
-                "model was trained on"
+                f"{path}: on the model grid it lies on {_extent(theirs.lat, theirs.lon)}, that of "
+                f"the model on {_extent(ours.lat.numpy(), ours.lon.numpy())}: cut the files to "
+                "the grid the model was trained on"
             )
 
     def read(self, hour: int, kind: Kind) -> NDArray[np.float32] | None:
