@@ -1,8 +1,8 @@
 """One checkpoint on disk: written beside and renamed, verified, read without executing anything.
 
-A checkpoint is a directory `step_00001234` of `model.pt` ({"model": state_dict}, with "ema" and
-"grid" where there is one), `optimizer.pt` and `state.json`, which holds the SHA-256 of all three
-(its own being that of its other keys).
+A checkpoint is a directory `step_00001234` of `model.pt` ({"model": state_dict}, with "ema", "grid"
+and "static" where there are such), `optimizer.pt` and `state.json`, which holds the SHA-256 of all
+three (its own being that of its other keys).
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ class Loaded:
         optimizer: the optimizer's state_dict ({} in imported weights).
         state: global_step, epoch, items_consumed, validation_loss, config, statistics, ...
         grid: `Grid.to_dict` of the stores it was trained on; None in imported weights.
+        static: their static fields by name, shape [H, W]; None in older checkpoints too.
     """
 
     path: Path
@@ -72,6 +73,7 @@ class Loaded:
     optimizer: dict[str, Any]
     state: dict[str, Any]
     grid: dict[str, Tensor] | None = None
+    static: dict[str, Tensor] | None = None
 
 
 def write(
@@ -80,7 +82,8 @@ def write(
     """Write one checkpoint directory, whole or not at all, replacing one of that name.
 
     Args:
-        model: {"model": state_dict}, with "ema" and "grid" where there is one; state: JSON-able.
+        model: {"model": state_dict}, with "ema", "grid", "static" where there are such; state:
+            JSON-able.
     Raises:
         AqnetError: it could not be written, or reads back differently.
     """
@@ -125,11 +128,12 @@ def read(path: str | Path) -> Loaded:
     path = find(Path(path))
     state = _verified_state(path)
     model, optimizer = (_own_tensors(path / name) for name in _TENSOR_FILES)
-    for key in ("model", *(key for key in ("ema", "grid") if key in model)):
+    for key in ("model", *(key for key in ("ema", "grid", "static") if key in model)):
         values = model.get(key)
         if not isinstance(values, dict) or not all(isinstance(v, Tensor) for v in values.values()):
             raise AqnetError(f"{path / 'model.pt'}: expected tensors by name under {key!r}")
-    return Loaded(path, model["model"], model.get("ema"), optimizer, state, model.get("grid"))
+    ema, grid, static = (model.get(key) for key in ("ema", "grid", "static"))
+    return Loaded(path, model["model"], ema, optimizer, state, grid, static)
 
 
 def find(path: Path) -> Path:

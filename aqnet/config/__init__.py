@@ -14,7 +14,7 @@ from aqnet.config.keys import (
     Train,
     Validation,
 )
-from aqnet.config.loading import from_dict, load, to_yaml
+from aqnet.config.loading import from_checkpoint, from_dict, load, to_yaml
 from aqnet.config.reading import overridden, to_dict
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "accumulation",
     "changes_forbidden_on_continuation",
     "channel",
+    "from_checkpoint",
     "from_dict",
     "load",
     "overridden",

@@ -34,6 +34,7 @@ from aqnet.errors import AqnetError, one_line
 from aqnet.grid import Grid
 
 FORMAT_VERSION = 5
+HOURS_PER_DAY = 24
 HOURS_PER_SHARD = 48  # chunks in a file; of daily arrays as many days
 # no array holds these, so that no Zarr reader takes a lost chunk for missing values
 FILL, COUNT_FILL = -np.inf, 65535
@@ -102,7 +103,7 @@ class Store:
         channels: names of the channels of `weather` and of `air`.
         units: of channels and statics.
         time: hours since 1970 UTC, shape [N].
-        first_day: of the daily sums, since 1970.
+        first_day, last_day: of the daily sums, since 1970.
         static: fields without a time by name, shape [H, W].
     """
 
@@ -120,7 +121,7 @@ class Store:
         self.checksum = str(attributes["checksum"])
         self.time: NDArray[np.int64] = _get(group, "time")
         days = _get(group, "day")
-        self.first_day, self._num_days = int(days[0]), len(days)
+        self.first_day, self.last_day = int(days[0]), int(days[-1])
         statics = _get(group, "static")
         static_names: list[str] = attributes["static_names"]
         lat, lon = _get(group, "lat"), _get(group, "lon")
@@ -136,7 +137,7 @@ class Store:
         air, steps = len(self.channels["air"]), len(self.time)
         shapes = {"weather": (steps, len(self.channels["weather"])), "air": (steps, air)}
         shapes = {kind: shape for kind, shape in shapes.items() if shape[1]}
-        daily = dict.fromkeys(("daily_sum", "daily_count"), (self._num_days, air))
+        daily = dict.fromkeys(("daily_sum", "daily_count"), (len(days), air))
         self._chunks = {
             name: Chunks(path / name, _array(group, name, (*shape, *self.grid.shape)))
             for name, shape in {**shapes, **daily}.items()
@@ -176,7 +177,7 @@ class Store:
         Raises:
             AqnetError: a chunk is missing or damaged; store and day are named.
         """
-        row = min(day - self.first_day, self._num_days) - 1
+        row = min(day - 1, self.last_day) - self.first_day
         if row < 0:
             shape = len(self.channels["air"]), *self.grid.shape
             return np.zeros(shape, np.float32), np.zeros(shape, np.int64)
@@ -196,8 +197,8 @@ class Store:
             return self._chunks[name].read(row)
         except (ValueError, RuntimeError, OSError) as error:
             raise AqnetError(
-                f"{self.path}: the {name} of {self._when(name, row)} cannot be read ({error}); "
-                f"{_AGAIN}"
+                f"{self.path}: the fields of {self._when(name, row)} cannot be read from {name} "
+                f"({error}); {_AGAIN}"
             ) from None
 
     def _when(self, name: str, row: int) -> np.datetime64:

@@ -21,7 +21,7 @@ from aqnet.distributed.collectives import (
     world_size,
     wrap,
 )
-from aqnet.distributed.launch import num_nodes
+from aqnet.distributed.launch import by_first_process, num_nodes
 
 __all__ = [
     "any_rank",
@@ -29,6 +29,7 @@ __all__ = [
     "at_step",
     "barrier",
     "broadcast_object",
+    "by_first_process",
     "collective",
     "exchange_seconds",
     "explained",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import datetime
+import io
 import os
 import resource
 import signal
@@ -11,6 +13,7 @@ import socket
 import sys
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -25,6 +28,22 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 def under_torchrun() -> bool:
     """Whether torchrun started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+@contextlib.contextmanager
+def by_first_process() -> Iterator[None]:
+    """Inside, before the processes have found each other, only rank 0 prints: help and errors of
+    the command line are read once, not by every process of torchrun."""
+    if os.environ.get("RANK", "0") == "0":
+        yield
+        return
+    nowhere = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            yield
+    except (AqnetError, SystemExit) as error:
+        time.sleep(5.0)  # torchrun ends all processes when one fails: rank 0 speaks first
+        sys.exit(2 if isinstance(error, AqnetError) else error.code)
 
 
 def die_with_parent() -> None:

@@ -169,7 +169,7 @@ def test_hours_missing_everywhere_have_a_chunk_of_their_own(written: Path):
 def test_a_chunk_lost_inside_a_shard_is_named(written: Path):
     array = zarr.open_group(written, mode="r+")["air"]
     array[7:8] = store.FILL  # Zarr leaves it out of the shard
-    with pytest.raises(AqnetError, match=r"2015\.zarr: the air of 2015-08-19T23"):
+    with pytest.raises(AqnetError, match=r"2015\.zarr: the fields of 2015-08-19T23"):
         store.open_store(written).read(7)
 
 
@@ -216,7 +216,7 @@ def test_a_group_in_place_of_an_array_is_an_error(written: Path):
 def test_truncated_files_of_fields_are_errors_that_name_store_and_time(written: Path, size: int):
     shard = shards(written)[0]
     shard.write_bytes(shard.read_bytes()[:size])
-    with pytest.raises(AqnetError, match=r"2015\.zarr: the air of 2015-08-20T01 cannot be read"):
+    with pytest.raises(AqnetError, match=r"2015\.zarr: the fields of 2015-08-20T01 cannot be read"):
         store.open_store(written).read(9)
 
 
@@ -267,7 +267,9 @@ def test_weather_and_air_are_read_apart(written: Path):
     np.testing.assert_array_equal(opened.read(9, "weather"), fields()[9, :2])
     shutil.rmtree(written / "weather/c")
     np.testing.assert_array_equal(opened.read(9, "air"), fields()[9, 2:])
-    with pytest.raises(AqnetError, match=r"zarr: the weather of 2015-08-20T01 cannot be read"):
+    with pytest.raises(
+        AqnetError, match=r"zarr: the fields of 2015-08-20T01 cannot be read from weather"
+    ):
         opened.read(9, "weather")
 
 
@@ -345,7 +347,9 @@ def test_damaged_daily_sums_are_named_with_their_day(written: Path):
     data[30] ^= 4
     file.write_bytes(data)
     opened = store.open_store(written)
-    with pytest.raises(AqnetError, match=r"2015\.zarr: the daily_sum of 2015-08-19 cannot be read"):
+    with pytest.raises(
+        AqnetError, match=r"2015\.zarr: the fields of 2015-08-19 cannot be read from daily_sum"
+    ):
         opened.before(opened.first_day + 1)
 
 

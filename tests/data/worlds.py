@@ -7,7 +7,10 @@ import numpy as np
 import torch
 
 from aqnet import config as configs
+from aqnet.batch import Statistics
+from aqnet.data.dataset import ForecastDataset
 from aqnet.data.prepare import store_writer
+from aqnet.data.record import open_stores
 from aqnet.grid import Grid
 
 WEATHER, AIR = ("temp",), ("pm25", "o3")
@@ -58,15 +61,16 @@ def write(folder: Path, year: int, times: list[int], **other: Any) -> None:
         static={"elevation": where.elevation.numpy()},
         source={},
     )
-    writer.write(0, np.stack([value(time) for time in times]))
+    written = other.get("value", value)
+    writer.write(0, np.stack([written(time) for time in times]))
     writer.commit()
 
 
-def write_both(folder: Path) -> None:
+def write_both(folder: Path, **other: Any) -> None:
     times = [time for time in range(FIRST, LAST + 1) if time not in GAP]
     border = hour("2016-01-01")
-    write(folder, 2015, [time for time in times if time < border])
-    write(folder, 2016, [time for time in times if time >= border])
+    write(folder, 2015, [time for time in times if time < border], **other)
+    write(folder, 2016, [time for time in times if time >= border], **other)
 
 
 def config(folder: Path, **data: Any) -> configs.Config:
@@ -88,3 +92,7 @@ def config(folder: Path, **data: Any) -> configs.Config:
         "train": {"max_steps": 1, "effective_batch": 24, "micro_batch": 2},
     }
     return configs.from_dict(tree, "here")
+
+
+def samples(settings: configs.Config, split_name: str, statistics: Statistics) -> ForecastDataset:
+    return ForecastDataset(settings, split_name, statistics, open_stores(settings))

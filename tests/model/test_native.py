@@ -10,8 +10,8 @@ import torch
 
 from aqnet import config as configs
 from aqnet.data import statistics
-from aqnet.data.dataset import open_stores
 from aqnet.data.prepare import store_writer
+from aqnet.data.record import open_stores
 from aqnet.grid import Grid
 from tests.conftest import run
 

@@ -31,6 +31,7 @@ from aqnet.data.store import (
     DAY_UNITS,
     FILL,
     FORMAT_VERSION,
+    HOURS_PER_DAY,
     HOURS_PER_SHARD,
     KINDS,
     TIME_UNITS,
@@ -228,7 +229,7 @@ def create(
         raise AqnetError(f"{path}: exists already; remove it to prepare it again")
     height, width = grid.shape
     statics = np.stack(list(static.values())) if static else np.zeros((0, height, width))
-    first, last = (int(hour) // days.HOURS_PER_DAY for hour in time[[0, -1]])
+    first, last = (int(hour) // HOURS_PER_DAY for hour in time[[0, -1]])
     day = np.arange(first, last + 1)
     arrays: dict[str, tuple[NDArray[Any], tuple[str, ...], dict[str, Any]]] = {
         "static": (statics.astype(np.float32), ("static_channel", "y", "x"), {}),

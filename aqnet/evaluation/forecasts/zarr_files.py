@@ -92,7 +92,7 @@ class Writer:
                     array[self._rows[time]] = values[:, target]
 
 
-class Elsewhere:
+class ExternalForecast:
     """A forecast made elsewhere, on the cells of the domain.
 
     Attributes:

@@ -80,7 +80,7 @@ def export(loaded: Loaded, output: Path) -> None:
     Raises:
         AqnetError: the checkpoint does not hold its grid.
     """
-    config = configs.from_dict(loaded.state["config"], str(loaded.path))
+    config, _ = configs.from_checkpoint(loaded.state["config"], str(loaded.path))
     statistics = Statistics.from_dict(loaded.state["statistics"])
     if loaded.grid is None:
         raise AqnetError(
