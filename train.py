@@ -87,6 +87,7 @@ def train_on(
     status = "failed"  # from here on: a run that is refused leaves the file as it is
     try:
         if loaded is not None and nothing_left(config, loop.Position.of(loaded.state)):
+            loop.say_doubts(loop.Position.of(loaded.state), directory.path)
             step = loaded.state["global_step"]
             say(f"{directory.path}: finished at step {step}; nothing left to train")
             status = "finished"

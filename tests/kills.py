@@ -65,9 +65,9 @@ class Board:
         return noted
 
     def counted(self, function: Callable[..., Any]) -> Any:
-        def noted(run: loop.Run, *arguments: Any) -> Any:
+        def noted(run: loop.TrainingRun, *arguments: Any) -> Any:
             result = function(run, *arguments)
-            self._memory[:4] = struct.pack("i", run.progress.global_step)
+            self._memory[:4] = struct.pack("i", run.state.position.global_step)
             self._memory[_STARTED] = 1
             return result
 

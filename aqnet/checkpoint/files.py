@@ -255,8 +255,9 @@ def _verified_state(path: Path) -> dict[str, Any]:
 _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("global_step", "epoch", "items_consumed", "validated_step"), (int,)),
     **dict.fromkeys(("validations_since_best", "bad_steps", "bad_steps_in_a_row"), (int,)),
+    "empty_steps": (int,),
     "seconds": (int, float),
-    **dict.fromkeys(("best_metric", "validation_loss"), (int, float, NoneType)),
+    **dict.fromkeys(("best_metric", "last_metric", "validation_loss"), (int, float, NoneType)),
     **dict.fromkeys(("config", "statistics", "data_checksums"), (dict,)),
 }
 

@@ -2,7 +2,6 @@
 
 from aqnet.distributed.collectives import (
     any_rank,
-    arrive,
     at_step,
     barrier,
     broadcast_object,
@@ -25,7 +24,6 @@ from aqnet.distributed.launch import by_first_process, num_nodes
 
 __all__ = [
     "any_rank",
-    "arrive",
     "at_step",
     "barrier",
     "broadcast_object",

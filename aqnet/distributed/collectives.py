@@ -115,12 +115,6 @@ def collective() -> Iterator[None]:
         _arrivals.leave()
 
 
-def arrive() -> None:
-    """Tell the others that this process enters a collective."""
-    if _arrivals is not None:
-        _arrivals.come()
-
-
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
     """Inside, errors that only a broken or hung collective caused are said as what they are.
