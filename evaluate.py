@@ -260,9 +260,8 @@ def scorer_of(
         config.data.lead_times,
         baselines.months_of(dataset.times[:, None] + np.array(config.data.lead_times)),
     )
-    return run.Scorer(
-        config, grid, statistics, simple, dataset.reader.observed, regions, others, observed
-    )
+    besides = run.Besides(regions, others, observed)
+    return run.Scorer(config, grid, statistics, simple, dataset.reader.observed, besides)
 
 
 def samples_scored(options: argparse.Namespace, config: Config) -> dict[str, Any]:
