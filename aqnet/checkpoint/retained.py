@@ -22,8 +22,6 @@ from aqnet.checkpoint.files import STEP, Damaged, Loaded, plain_json, read, writ
 from aqnet.errors import AqnetError, one_line
 from aqnet.files import replace_text
 
-__all__ = ["Checkpoints", "Damaged", "Loaded", "read", "write"]
-
 _NEWEST_KEPT = 2  # a damaged newest one needs one before it
 
 
