@@ -22,7 +22,7 @@ from aqnet.evaluation.baselines import SIMPLE, Baselines, month_of
 from aqnet.evaluation.forecasts.zarr_files import ExternalForecast
 from aqnet.evaluation.histograms import Records
 from aqnet.evaluation.stations import Observations, StationScores
-from aqnet.grid import Grid
+from aqnet.grid import Grid, cell_areas
 
 Values = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -73,7 +73,7 @@ class Scorer:
         self.observed, self.others = observed, tuple(others)
         self.grid, self.cells = grid, grid.mask.numpy()
         self.regions = ("all", *regions)
-        area = _area(grid)[self.cells]
+        area = cell_areas(grid.lat.numpy(), grid.lon.numpy())[self.cells]
         self.area = np.stack([area, *(area * mask[self.cells] for mask in regions.values())])
         mean, std = statistics.of(config.data.targets)
         self.mean, self.std = mean.numpy(), std.numpy()
@@ -244,9 +244,3 @@ def read_regions(path: str | None, domain: Flags) -> dict[str, Flags]:
         if name == "all":
             raise AqnetError(f"{path}: 'all' is the name of the whole domain; choose another")
     return masks
-
-
-def _area(grid: Grid) -> Values:
-    """cos(latitude) on a degree grid; 1 where the grid is projected (cells of equal size)."""
-    lat = grid.lat.numpy()
-    return np.cos(np.radians(lat)) if grid.on_degrees else np.ones_like(lat)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from aqnet.config import Config, periods
 from aqnet.data import store
 from aqnet.data.prepare.origin import made_from, store_path
-from aqnet.data.prepare.parallel import Progress, Workers
+from aqnet.data.prepare.parallel import ProgressLines, Workers
 from aqnet.data.regridding.model_grid import ModelGrid
 from aqnet.errors import AqnetError
 from aqnet.files import write_beside
@@ -87,7 +87,7 @@ def _observed(config: Config, grid: ModelGrid, workers: Workers) -> Array:
             if str(found["made_from"]) == text:
                 return np.asarray(found["mask"])
     mask = np.zeros(grid.lat.shape, bool)
-    progress = Progress("prepare: domain", sum(rows.stop - rows.start for rows in blocks))
+    progress = ProgressLines("prepare: domain", sum(rows.stop - rows.start for rows in blocks))
     work = [(config.data.targets, rows) for rows in blocks]
     for (_, rows), part in workers.run(_observed_block, work):
         mask |= part
