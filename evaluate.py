@@ -49,9 +49,10 @@ def main() -> int:
     with distributed.by_first_process():
         options = command_line().parse_args()
         check(options)
-        if options.compare:
+    if options.compare:
+        if distributed.is_first_process():
             compare.run(*map(Path, (*options.compare, options.output)))
-            return 0
+        return 0
     device = distributed.start(TIMEOUT_SECONDS)
     try:
         with distributed.explained():
