@@ -29,7 +29,8 @@ from aqnet.distributed import say
 from aqnet.errors import AqnetError
 from aqnet.model.climax import ClimaX
 from aqnet.model.weights import transfer
-from aqnet.plan import formulas, network
+from aqnet.plan import network
+from aqnet.plan.flops import item_flops
 from aqnet.run_directory import RunDirectory, keep_config
 from aqnet.training import loop
 from aqnet.training.loss import loss_sums
@@ -156,13 +157,12 @@ def assemble(
     batch = config.validation.micro_batch or config.train.micro_batch
     validation_sampler = EvaluationSampler(len(validation_data), batch, rank, size)
     workers = config.train.workers
-    extent = formulas.Size(*train_data.grid.shape, len(model.tokens), hours=0)
     run = loop.start(
         config,
         model,
         loaded,
         device,
-        formulas.item_flops(config, extent),
+        item_flops(model, config) if distributed.is_main() else 0.0,  # which alone reports
         sampler=sampler,
         loader=loader(train_data, sampler, workers),
         empty=collate([train_data[EMPTY_ITEM]]),

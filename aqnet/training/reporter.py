@@ -24,7 +24,7 @@ class Reporter:
     def __init__(
         self, config: Config, telemetry: Telemetry, stopwatch: Stopwatch, item_flops: float
     ) -> None:
-        """`item_flops`: of the forward and backward of one item, by `training.formulas`."""
+        """`item_flops`: of the forward and backward of one item, for the FLOP/s."""
         self._config, self._telemetry, self._stopwatch = config, telemetry, stopwatch
         self._item_flops = item_flops
         self._weights = loss_weights(config, torch.device("cpu"))
