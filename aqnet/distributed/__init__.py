@@ -20,7 +20,7 @@ from aqnet.distributed.collectives import (
     world_size,
     wrap,
 )
-from aqnet.distributed.launch import by_first_process, num_nodes
+from aqnet.distributed.launch import by_first_process, is_first_process, num_nodes
 
 __all__ = [
     "any_rank",
@@ -32,6 +32,7 @@ __all__ = [
     "exchange_seconds",
     "explained",
     "gather_objects",
+    "is_first_process",
     "is_main",
     "no_sync",
     "num_nodes",
