@@ -179,16 +179,20 @@ def score(
     observed = on_main(partial(stations.read_if, options.stations, config, grid, dataset.times))
     say(f"{loaded.path}: {options.split}: {len(dataset)} of {everything} input times")
     say("fitting the simple forecasts on the training split")
+
+    def known(time: int) -> baselines.Observed:
+        return baselines.Observed(dataset.observed(time), dataset.wind(time))
+
+    training = ForecastDataset(config, "train", statistics).times
     simple = baselines.fit(
         partial(target_fields, config, "train"),
-        grid.mask.numpy(),
-        len(config.data.targets),
+        run.drawn(training, baselines.TIMES, seed=0),
+        known,
+        grid,
         config.data.lead_times,
         baselines.months_of(dataset.times[:, None] + np.array(config.data.lead_times)),
     )
-    scorer = run.Scorer(
-        config, grid, statistics, simple, dataset.observed, regions, others, observed
-    )
+    scorer = run.Scorer(config, grid, statistics, simple, known, regions, others, observed)
     saved, times = output / "forecasts.zarr", dataset.times[: options.save_forecasts]
     on_main(partial(forecasts.create, saved, times, config, grid, units))
     writer = forecasts.Writer(saved, times, config, grid, statistics)
@@ -218,7 +222,7 @@ def score(
 def elsewhere(option: str, dataset: ForecastDataset) -> forecasts.Elsewhere:
     """The forecast of NAME=PATH."""
     name, _, path = option.partition("=")
-    if not re.fullmatch(r"[\w.-]+", name) or not path or name in run.FORECASTS:
+    if not re.fullmatch(r"[\w.-]+", name) or not path or name in ("aqnet", *baselines.SIMPLE):
         raise AqnetError(f"--forecast-file {option!r}: expected NAME=PATH, NAME not one of aqnet's")
     config, grid = dataset.config, dataset.grid
     files = distributed.on_main(partial(forecast_files.ForecastFiles, path, config))

@@ -211,7 +211,8 @@ def worst_week(
         best = _best_simple(table, name, data.lead_times[lead])
         lines = [("truth", y[:, 0], "black"), ("aqnet", x[:, 0], COLOURS[0])]
         if best is not None:
-            lines.append(("best simple forecast", x[:, 1 + SIMPLE.index(best)], COLOURS[1]))
+            number = _distinct(table, "forecast").index(best)
+            lines.append(("best simple forecast", x[:, number], COLOURS[1]))
         for kind, values, colour in lines:
             mean = values[week] / weight[week, 0] + records.mean[target]
             axes.plot(when, mean, label=kind, color=colour, marker=".", markersize=3, linewidth=1)

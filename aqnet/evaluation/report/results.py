@@ -49,8 +49,8 @@ def write(
         "samples": scorer.samples,
         "excluded_pairs": scorer.excluded,
         "station_lines_left_out": scorer.stations and scorer.stations.observations.left_out,
-        "climatology_filled_from_month": scorer.baselines.filled[0],
-        "climatology_filled_from_all_cells": scorer.baselines.filled[1],
+        "climatology_filled_from_month": scorer.baselines.climatology.filled[0],
+        "climatology_filled_from_all_cells": scorer.baselines.climatology.filled[1],
         "notes": list(NOTES),
     }
     table.write(output, known, rows)

@@ -127,12 +127,12 @@ def test_every_picture_is_made(grid: Grid, tmp_path: Path):
     records = Records(settings, np.array(MEAN), np.array([160.0, 75.0]))
     records.count(*generator.lognormal(4, 1, (2, 2, 2, 500)), np.ones((2, 2, 500), dtype=bool))
     for time in range(0, 400, 12):
-        sums = generator.random((5, 2, 2, 1, 2, len(metrics.SUMS)))
+        sums = generator.random((7, 2, 2, 1, 2, len(metrics.SUMS)))
         records.keep(time, sums)
     table = [
         {**row(name, pollutant, 5.0), "lead_time_hours": lead, "best_simple": "persistence"}
         | {"skill_persistence": 0.1}
-        for name in ("aqnet", "cams", *SIMPLE)
+        for name in ("aqnet", *SIMPLE, "cams")
         for pollutant in ("o3", "pm25")
         for lead in (3, 24)
     ]
