@@ -29,14 +29,22 @@ def test_trains_continues_and_evaluates(tiny: dict[str, Any], tmp_path: Path):
     assert all(float(row["rmse"]) > 0 for row in rows if row["subset"] == "all")
 
 
-def test_finished_run_makes_a_missing_evaluation(tiny: dict[str, Any], tmp_path: Path):
+def test_finished_run_makes_a_missing_evaluation_also_after_its_stores_were_moved(
+    tiny: dict[str, Any], tmp_path: Path
+):
     run_dir, config = tmp_path / "run", tmp_path / "tiny.yaml"
     train = {**tiny["train"], "max_steps": 2, "evaluate_after_training": True}
-    config.write_text(yaml.safe_dump({**tiny, "run_dir": str(run_dir), "train": train}))
+    before, after = tmp_path / "before", tmp_path / "after"
+    before.symlink_to(tiny["data"]["stores"])
+    data = {**tiny["data"], "stores": str(before)}
+    config.write_text(
+        yaml.safe_dump({**tiny, "run_dir": str(run_dir), "data": data, "train": train})
+    )
     run("train.py", "--config", str(config))
     first = (run_dir / "evaluation/metrics.json").read_bytes()
     (run_dir / "evaluation/metrics.json").unlink()
-    run("train.py", "--config", str(config))
+    before.rename(after)
+    run("train.py", "--config", str(config), f"data.stores={after}")
     assert (run_dir / "evaluation/metrics.json").read_bytes() == first
     assert (run_dir / "status").read_text() == "finished\n"
 

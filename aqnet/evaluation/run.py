@@ -19,7 +19,7 @@ from aqnet.config import Config
 from aqnet.errors import AqnetError
 from aqnet.evaluation import metrics
 from aqnet.evaluation.baselines import Baselines, Observed, month_of
-from aqnet.evaluation.forecasts.zarr_files import Elsewhere
+from aqnet.evaluation.forecasts.zarr_files import ExternalForecast
 from aqnet.evaluation.histograms import Records
 from aqnet.evaluation.stations import Observations, StationScores
 from aqnet.grid import Grid
@@ -51,7 +51,7 @@ class Scorer:
         baselines: Baselines,
         observed: Callable[[int], Observed],
         regions: dict[str, Flags],
-        others: Sequence[Elsewhere] = (),
+        others: Sequence[ExternalForecast] = (),
         observations: Observations | None = None,
     ) -> None:
         """
@@ -157,15 +157,15 @@ def score_all(
     forecast: Callable[[Batch], Tensor],
     loader: DataLoader[Batch],
     total: int,
-    keep: Callable[[Batch, Tensor], None],
+    keep: Callable[[Batch, Tensor], None] | None = None,
 ) -> None:
     """Forecast and score every batch of every rank; the sums come together on rank 0.
 
     Args:
         loader: this rank's batches: batch j of all, in time order, goes to rank j mod world_size.
         total: samples of all ranks, for the progress.
-        keep: called with each batch and its forecast; every rank's calls are over when rank 0
-            returns.
+        keep: called with each batch and its forecast, if given; every rank's calls are over when
+            rank 0 returns.
     """
     progress = Progress(total)
     batches = iter(loader)
@@ -176,7 +176,8 @@ def score_all(
         if batch is not None:
             values = forecast(batch)
             items = scorer.score(batch, values)
-            keep(batch, values)
+            if keep is not None:
+                keep(batch, values)
         everyone = distributed.gather_objects(items)
         if everyone is not None:
             for item in (item for row in everyone for item in row):

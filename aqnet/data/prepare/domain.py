@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aqnet.checkpoint.files import sync
 from aqnet.config import Config, periods
 from aqnet.data import store
 from aqnet.data.prepare.origin import made_from, store_path
 from aqnet.data.prepare.parallel import Progress, Workers
-from aqnet.data.prepare.store_writer import writing
 from aqnet.data.regridding.model_grid import ModelGrid
 from aqnet.errors import AqnetError
+from aqnet.files import write_beside
 
 Array = NDArray[Any]
 
@@ -95,12 +94,8 @@ def _observed(config: Config, grid: ModelGrid, workers: Workers) -> Array:
         progress.add(rows.stop - rows.start)
         if mask.all():
             break
-    with writing(kept):
-        beside = kept.with_suffix(".partial")
-        with beside.open("wb") as file:
-            np.savez(file, mask=mask, made_from=text)
-        sync(beside)
-        beside.replace(kept)
+    with write_beside(kept) as file:
+        np.savez(file, mask=mask, made_from=text)
     return mask
 
 

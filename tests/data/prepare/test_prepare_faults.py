@@ -362,8 +362,9 @@ def test_a_worker_on_the_native_grid_of_caqra_stays_under_two_gigabytes(tmp_path
         here["data"] |= resample | {"stores": str(tmp_path / resample["resample"])}
         path.write_text(yaml.safe_dump(here))
         code = (
-            "import resource, sys; from aqnet import config; from aqnet.data import prepare; "
-            "prepare.prepare(config.load(sys.argv[1])); "
+            "import resource, sys; from aqnet import config; "
+            "from aqnet.data.prepare.run import prepare; "
+            "prepare(config.load(sys.argv[1])); "
             "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
         )
         kilobytes = int(run("-c", code, str(path)).stdout.split()[-1])
