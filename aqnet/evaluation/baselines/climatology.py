@@ -36,6 +36,13 @@ class Climatology:
         """Climatology [T, N] of one time, hours since 1970 UTC."""
         return self.means[month_of(hour), hour % 24].astype(np.float64)
 
+    def highest(self, target: int) -> int:
+        """The cell of the domain, 0 to N - 1, of highest mean of a target."""
+        means = self.means[:, :, target]
+        known = np.isfinite(means)
+        mean = np.where(known, means, 0.0).sum((0, 1)) / np.maximum(known.sum((0, 1)), 1)
+        return int(mean.argmax())
+
 
 def fit(stream: Stream, mask: Flags, num_targets: int, wanted_months: set[int]) -> Climatology:
     """The climatology of the training hours; all ranks call, each gets the whole.

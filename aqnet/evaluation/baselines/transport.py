@@ -19,6 +19,7 @@ Fields = NDArray[np.float32]
 # what moves the air is faster than the stored wind, and turned: where this is looked for
 SLOWEST = 0.5  # times the stored wind
 SPEEDS = SLOWEST * np.arange(1, 7)
+PIECES = 12  # of a path that is drawn
 TURNS = np.arange(-40.0, 41.0, 10.0)  # degrees, counter-clockwise
 
 
@@ -53,8 +54,8 @@ class Air:
         turn: NDArray[np.floating],
     ) -> None:
         self.speed, self.turn = speed, turn
-        self._mask = grid.mask
-        self._paths = Trajectories(grid, lead_times)
+        self._grid, self._lead_times = grid, tuple(lead_times)
+        self._whole = Trajectories(grid, lead_times)
 
     def moved(self, values: Fields, wind: Fields) -> Values:
         """Values [T, H, W] of the input time that its wind [2, H, W] in m/s carries to the N cells
@@ -62,8 +63,22 @@ class Air:
         own = range(len(self.speed))
         u, v = (part[None, None].expand(len(own), 1, -1, -1) for part in torch.from_numpy(wind))
         speed, turn = (torch.from_numpy(part).float() for part in (self.speed, self.turn))
-        points = self._paths.departures(u, v, speed=speed, turn=turn)
-        return _read(values, points[own, own], self._mask)
+        points = self._whole.departures(u, v, speed=speed, turn=turn)
+        return _read(values, points[own, own], self._grid.mask)
+
+    def paths(self, wind: Fields, row: int, column: int) -> list[Values]:
+        """Where the air that arrives in a cell by each lead time was before: rows and columns from
+        the cell back to the place at the input time, a twelfth of the lead time apart [P, 2]."""
+        u, v = torch.from_numpy(wind)[:, None, None]
+        found = []
+        for number, lead in enumerate(self._lead_times):
+            hours = np.unique(np.linspace(0, lead, PIECES + 1).round().astype(int)[1:])
+            speed, turn = float(self.speed[number]), float(self.turn[number])
+            points = Trajectories(self._grid, hours.tolist()).departures(
+                u, v, speed=speed, turn=turn
+            )[0, :, :, row, column]
+            found.append(np.concatenate([[(row, column)], points.double().numpy()]))
+        return found
 
 
 def fit(
