@@ -72,7 +72,7 @@ class Air:
         u, v = torch.from_numpy(wind)[:, None, None]
         found = []
         for number, lead in enumerate(self._lead_times):
-            hours = np.unique(np.linspace(0, lead, PIECES + 1).round().astype(int)[1:])
+            hours = np.unique(np.linspace(0, lead, PIECES + 1).round().astype(int))[1:]
             speed, turn = float(self.speed[number]), float(self.turn[number])
             points = Trajectories(self._grid, hours.tolist()).departures(
                 u, v, speed=speed, turn=turn

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
@@ -21,7 +22,7 @@ from aqnet.trajectories import sample
 
 Values = NDArray[np.float64]
 # of the lead times: seen on light and dark parts of the map
-COLOURS = ("#D55E00", "#CC79A7", "#E69F00", "#000000")
+COLOURS = ("#B00020", "#E69F00", "#AA4499", "#000000")
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,9 @@ def of(scorer: Scorer, example: Example) -> Origin | None:
 def draw(chart: maps.Chart, origin: Origin, config: Config, unit: str) -> Figure:
     """The paths over the map of the target at the input time; beside it what came of it."""
     width, height = 5.6, 5.6 * np.ptp(chart.limits[1]) * chart.aspect / np.ptp(chart.limits[0])
-    figure = Figure(figsize=(width + 4.4, max(height, 2.4) + 0.7), layout="constrained")
+    figure = Figure(
+        figsize=(width + 4.4, max(height, 2.4) + 1.0), layout=ConstrainedLayoutEngine(w_pad=0.12)
+    )
     left, right = figure.subplots(1, 2, width_ratios=(width + 0.6, 3.2))
     field = origin.observed.targets[origin.target].astype(np.float64)
     known = field[chart.mask & np.isfinite(field)]
@@ -82,8 +85,11 @@ def draw(chart: maps.Chart, origin: Origin, config: Config, unit: str) -> Figure
     bar.set_label(f"{name} [{maps.unit_text(unit)}]", fontsize=8)
     bar.ax.tick_params(labelsize=7)
     _paths(left, chart, origin, config.data.lead_times)
+    handles, labels = (part[::-1] for part in left.get_legend_handles_labels())
+    look: dict[str, Any] = {"ncols": len(labels), "frameon": False, "fontsize": 8}
+    figure.legend(handles, labels, loc="outside lower left", markerscale=0.6, **look)
     _values(right, origin, config.data.lead_times)
-    right.set_ylabel(f"{name} [{maps.unit_text(unit)}]", fontsize=8)
+    right.set_title(f"{name} in the cell of the star [{maps.unit_text(unit)}]", fontsize=9)
     return figure
 
 
@@ -94,9 +100,9 @@ def _paths(axes: Any, chart: maps.Chart, origin: Origin, leads: tuple[int, ...])
         x, y = _on_paper(chart, origin.paths[number])
         look = {"color": COLOURS[number % len(COLOURS)], "zorder": 5}
         axes.plot(x, y, linewidth=1.8, path_effects=halo, **look)
-        axes.plot(x[-1], y[-1], "o", markersize=7, markeredgecolor="white", **look)
-        beside = {"xytext": (6, 4), "textcoords": "offset points", "fontsize": 8}
-        axes.annotate(f"{lead} h", (x[-1], y[-1]), path_effects=halo, **beside, **look)
+        size = 7.0 + 2.5 * number  # ends that coincide are rings
+        end = {"markersize": size, "markeredgecolor": "white", "linestyle": "none"}
+        axes.plot(x[-1], y[-1], "o", label=f"air of +{lead} h", **end, **look)
     x, y = _on_paper(chart, origin.paths[0][:1])
     star = {"markersize": 13, "color": "white", "markeredgecolor": "black", "zorder": 6}
     axes.plot(x, y, "*", **star)
@@ -118,7 +124,6 @@ def _values(axes: Any, origin: Origin, leads: tuple[int, ...]) -> None:
     axes.tick_params(labelsize=7)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7)
-    axes.set_title("in the city", fontsize=9)
 
 
 def _on_paper(chart: maps.Chart, points: Values) -> tuple[Values, Values]:
