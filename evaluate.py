@@ -254,15 +254,21 @@ def scorer_of(
     others = [external_forecast(text, dataset) for text in options.forecast_file]
     observed = on_main(partial(stations.read_if, options.stations, config, grid, dataset.times))
     say("fitting the simple forecasts on the training split")
+
+    def known(time: int) -> baselines.Observed:
+        return baselines.Observed(dataset.reader.observed(time), dataset.reader.wind(time))
+
+    training = ForecastDataset(config, "train", statistics, stores).times
     simple = baselines.fit(
         partial(target_fields, config, stores, "train"),
-        grid.mask.numpy(),
-        len(config.data.targets),
+        run.drawn(training, baselines.TIMES, seed=0),
+        known,
+        grid,
         config.data.lead_times,
         baselines.months_of(dataset.times[:, None] + np.array(config.data.lead_times)),
     )
     besides = run.Besides(regions, others, observed)
-    return run.Scorer(config, grid, statistics, simple, dataset.reader.observed, besides)
+    return run.Scorer(config, grid, statistics, simple, known, besides)
 
 
 def samples_scored(options: argparse.Namespace, config: Config) -> dict[str, Any]:
@@ -280,7 +286,7 @@ def samples_scored(options: argparse.Namespace, config: Config) -> dict[str, Any
 def external_forecast(option: str, dataset: ForecastDataset) -> forecasts.ExternalForecast:
     """The forecast of NAME=PATH."""
     name, _, path = option.partition("=")
-    if not re.fullmatch(r"[\w.-]+", name) or not path or name in run.FORECASTS:
+    if not re.fullmatch(r"[\w.-]+", name) or not path or name in ("aqnet", *baselines.SIMPLE):
         raise AqnetError(f"--forecast-file {option!r}: expected NAME=PATH, NAME not one of aqnet's")
     config, grid = dataset.config, dataset.grid
     files = distributed.on_main(partial(forecast_files.ForecastFiles, path, config))

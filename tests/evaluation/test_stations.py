@@ -7,6 +7,7 @@ import pytest
 
 from aqnet.errors import AqnetError
 from aqnet.evaluation import run, stations
+from aqnet.evaluation.baselines import SIMPLE
 from aqnet.evaluation.report import table
 from tests.evaluation.test_scorer import (
     CONFIG,
@@ -20,6 +21,7 @@ from tests.evaluation.test_scorer import (
     batches,
     fitted,
     model_at,
+    observed_at,
     truth_at,
 )
 
@@ -107,7 +109,7 @@ def test_scores_agree_with_a_loop_over_hand_interpolated_forecasts(tmp_path: Pat
     found = stations.read(write(tmp_path / "s.csv", *lines), CONFIG, GRID, WANTED)
     others = (ExternalForecast(),)
     scorer = run.Scorer(
-        CONFIG, GRID, STATISTICS, fitted(), truth_at, run.Besides({}, others, found)
+        CONFIG, GRID, STATISTICS, fitted(), observed_at, run.Besides({}, others, found)
     )
     for batch, forecast in batches():
         for item in scorer.score(batch, forecast):
@@ -138,7 +140,7 @@ def test_scores_agree_with_a_loop_over_hand_interpolated_forecasts(tmp_path: Pat
     total = sum(row["n"] * row["rmse"] ** 2 for row in single) / pooled["n"]
     assert pooled["rmse"] == pytest.approx(np.sqrt(total))
     assert {row["pollutant"] for row in rows} == {"pm25"}  # nobody observes NO2
-    assert {row["forecast"] for row in rows} == {*run.FORECASTS, "cams"}
+    assert {row["forecast"] for row in rows} == {"aqnet", *SIMPLE, "cams"}
 
 
 def find(rows: list[dict], **wanted: object) -> dict:
