@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import datetime
+import io
 import os
 import resource
 import signal
 import sys
 import time
 import uuid
+from collections.abc import Iterator
 
 import torch
 
@@ -18,6 +21,27 @@ from aqnet.errors import AqnetError
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
+
+
+def is_first_process() -> bool:
+    """Whether torchrun made this process rank 0, before the processes have found each other."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextlib.contextmanager
+def by_first_process() -> Iterator[None]:
+    """Inside, before the processes have found each other, only rank 0 prints: help and errors of
+    the command line are read once, not by every process of torchrun."""
+    if is_first_process():
+        yield
+        return
+    nowhere = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            yield
+    except (AqnetError, SystemExit) as error:
+        time.sleep(5.0)  # torchrun ends all processes when one fails: rank 0 speaks first
+        sys.exit(2 if isinstance(error, AqnetError) else error.code)
 
 
 def die_with_parent() -> None:

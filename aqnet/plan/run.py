@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from aqnet import config as configs
-from aqnet.checkpoint.files import replace_text
 from aqnet.config import Config
 from aqnet.errors import AqnetError
+from aqnet.files import replace_text
 from aqnet.plan import machine as machines
 from aqnet.plan.extent import Extent, extent_of, item_bytes
 from aqnet.plan.machine import GB, Machine

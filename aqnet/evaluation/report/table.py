@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from aqnet.checkpoint.files import replace_text
 from aqnet.errors import AqnetError
 from aqnet.evaluation import daily_sums, metrics
 from aqnet.evaluation.run import FORECASTS, Scorer
 from aqnet.evaluation.stations import StationScores
+from aqnet.files import replace_text
 
 _N = metrics.SUMS.index("n")
 
@@ -131,8 +131,8 @@ def _skill_lines(table: list[dict[str, Any]], subset: str) -> list[str]:
         ours = group["aqnet"]
         skill = ours["skill_best_simple"]
         beaten += skill is not None and skill > 0
-        said = "" if skill is None else f"  {skill:6.3f}  {ours['best_simple']}"
-        lines.append(f"{name:8s}{ours['unit']:8s}{lead:4d}h{''.join(errors)}{said}")
+        best = "" if skill is None else f"  {skill:6.3f}  {ours['best_simple']}"
+        lines.append(f"{name:8s}{ours['unit']:8s}{lead:4d}h{''.join(errors)}{best}")
     lines.append(f"aqnet is better than the best simple forecast in {beaten} of {len(groups)}")
     return lines
 
