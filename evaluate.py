@@ -167,8 +167,10 @@ def reader_at(hour: int, source: str | None, trained: Trained) -> ItemReader:
         fields: Fields = analysis.Analysis(source, trained.config, layout)
     else:
         years = {periods.year_of(hour + earlier) for earlier in data.history_hours}
-        later = {periods.year_of(hour + lead) for lead in data.lead_times}
-        known = {year for year in later if (Path(data.stores) / f"{year}.zarr").exists()}
+        others = [hour + lead for lead in data.lead_times]
+        others += [hour - 24 * days for days in data.recent_days]
+        helpful = {periods.year_of(other) for other in others}
+        known = {year for year in helpful if (Path(data.stores) / f"{year}.zarr").exists()}
         stores = stores_of(trained, sorted(years | known))
         layout, fields = Layout.of(stores[0]), TimeIndex(stores)
     reader = ItemReader(trained.config, trained.statistics, layout, fields)
