@@ -364,7 +364,8 @@ def report(figures: dict[str, Any]) -> None:
     for row in figures["items"]:
         print(
             f"  {row['item']:<40} {row['bytes'] / 1e6:5.1f} MB, "
-            f"{row['packed'] / 1e6:5.1f} MB packed, {1e3 * row['wall']:6.2f} ms by the clock, {1e3 * row['cpu']:6.2f} ms CPU"
+            f"{row['packed'] / 1e6:5.1f} MB packed, "
+            f"{1e3 * row['wall']:6.2f} ms by the clock, {1e3 * row['cpu']:6.2f} ms CPU"
         )
     print(
         "\nCodecs, one hour of 11 variables at 128x256, CPU time, one thread, without the checksum"
