@@ -35,6 +35,7 @@ from aqnet.data import statistics, store, synthetic
 from aqnet.data.dataset import ForecastDataset
 from aqnet.data.loader import loader
 from aqnet.data.prepare import run as prepare
+from aqnet.data.prepare import shards as writing
 from aqnet.data.prepare import store_writer
 from aqnet.data.record import open_stores
 from aqnet.data.sampler import EvaluationSampler
@@ -297,10 +298,9 @@ def shards(folder: Path, source: Path) -> list[dict[str, Any]]:
     block = np.stack([whole.read(row) for row in range(HOURS)])
     rows = []
     for hours in (12, 24, 48, 168):
-        with (
-            mock.patch.object(store, "HOURS_PER_SHARD", hours),
-            mock.patch.object(store_writer, "HOURS_PER_SHARD", hours),
-        ):
+        with contextlib.ExitStack() as stack:
+            for module in (store, store_writer, writing):
+                stack.enter_context(mock.patch.object(module, "HOURS_PER_SHARD", hours))
             writer = store_writer.create(
                 folder / f"shards{hours}.zarr",
                 weather=whole.channels["weather"],

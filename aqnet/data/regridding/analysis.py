@@ -70,7 +70,7 @@ class Analysis:
         `record.Fields.recent`."""
         day = hour // HOURS_PER_DAY
         shape = len(days), len(self._channels["air"]), *self._grid.lat.shape
-        sums, counts = np.zeros(shape, np.float32), np.zeros(shape, np.int64)
+        sums, counts = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
         of_day = self.hours // HOURS_PER_DAY
         for earlier in self.hours[(of_day >= day - max(days)) & (of_day < day)].tolist():
             values = self.read(earlier, "air")
