@@ -20,7 +20,7 @@ from aqnet.data.dataset import ForecastDataset, target_fields
 from aqnet.data.loader import collate, loader
 from aqnet.data.regridding import analysis
 from aqnet.data.sampler import EvaluationSampler
-from aqnet.data.sources import forecast_files
+from aqnet.data.sources import forecast_files, limits
 from aqnet.distributed import say
 from aqnet.errors import AqnetError
 from aqnet.evaluation import baselines, checkpoint_forecast, run, stations
@@ -88,8 +88,8 @@ def command_line() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--stations",
-        metavar="CSV",
-        help="score at stations as well: id, lat, lon, time, pollutant, value",
+        metavar="CSV[,CSV]",
+        help="score at stations as well: id, lat, lon, time, pollutant, value, or OpenAQ's, EEA's",
     )
     parser.add_argument(
         "--compare",
@@ -176,7 +176,9 @@ def score(
     on_main = distributed.on_main
     regions = on_main(partial(run.read_regions, options.regions, grid.mask.numpy()))
     others = [elsewhere(text, dataset) for text in options.forecast_file]
-    observed = on_main(partial(stations.read_if, options.stations, config, grid, dataset.times))
+    observed = on_main(
+        partial(stations.read_if, options.stations, config, grid, dataset.times, limits.in_our_unit)
+    )
     say(f"{loaded.path}: {options.split}: {len(dataset)} of {everything} input times")
     say("fitting the simple forecasts on the training split")
     simple = baselines.fit(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
 from aqnet.config import STATIC_VARIABLES, Config, Source
 from aqnet.data.regridding.model_grid import ModelGrid
-from aqnet.data.sources.view import SourceView
+from aqnet.data.sources.several import open_sources
 from aqnet.data.store import Store
 from aqnet.errors import AqnetError
 
@@ -29,7 +31,8 @@ class Analysis:
         """
         data = config.data
         names = data.sources[0].names if data.sources else {}
-        self._view = SourceView(Source(path, names), data.units)
+        source = replace(data, sources=(Source(path, names),))
+        self._view = open_sources(source, write=False)
         self._grid = ModelGrid(config, self._view)
         self._channels = store.names
         self._needed = [name for name in data.variables if name not in STATIC_VARIABLES]
