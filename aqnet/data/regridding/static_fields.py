@@ -12,8 +12,8 @@ from aqnet.config import Data
 from aqnet.data.regridding.conservative import regridded
 from aqnet.data.sources import limits, units
 from aqnet.data.sources.files import SourceFile, open_file
-from aqnet.data.sources.view import same_grid
 from aqnet.errors import AqnetError
+from aqnet.grid import same_place
 
 Array = NDArray[Any]
 
@@ -69,7 +69,7 @@ class StaticFile:
         """Whether the field lies on the grid `lat`, `lon`; a .npy does where its shape does."""
         if self.lat is None or self.lon is None:
             return self.values.shape == lat.shape
-        return same_grid((self.lat, self.lon), (lat, lon))
+        return same_place(self.lat, self.lon, lat, lon)
 
     def regridded(self, lat: Array, lon: Array, counts: bool) -> Array:
         """The field on another grid; see `regrid.regridded`.

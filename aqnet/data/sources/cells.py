@@ -69,11 +69,6 @@ def cells_of(file: SourceFile) -> Cells:
     )
 
 
-def same_longitudes(first: Degrees, second: Degrees) -> Degrees:
-    """How far longitudes are apart [degrees], 360 being nothing."""
-    return abs((first - second + 180) % 360 - 180)
-
-
 def _runs_along(file: SourceFile, dim: str) -> str | None:
     for axis, names in (("y", _ALONG_Y), ("x", _ALONG_X)):
         if dim in file.meaning(axis.upper()) or dim.lower() in names:

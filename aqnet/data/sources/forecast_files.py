@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from aqnet.config import Config
 from aqnet.data.sources import limits, units
 from aqnet.data.sources.files import SourceFile, open_file
-from aqnet.data.sources.view import hour_text, same_grid
+from aqnet.data.sources.view import hour_text
 from aqnet.errors import AqnetError
+from aqnet.grid import same_place
 
 # what global and regional CAMS files call the pollutants
 CAMS_NAMES: Mapping[str, tuple[str, ...]] = {
@@ -53,7 +54,7 @@ class ForecastFiles:
             with open_file(file_path) as file:
                 if number == 0:
                     self._describe(file)
-                elif not same_grid((file.cells.lat, file.cells.lon), (self.lat, self.lon)):
+                elif not same_place(file.cells.lat, file.cells.lon, self.lat, self.lon):
                     raise AqnetError(f"{file_path}: another grid than {files[0]}")
                 self._add(file)
         bases, leads = zip(*self._places, strict=True)

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from aqnet.config import Data
 from aqnet.data.regridding.conservative import Regridder
 from aqnet.data.sources import limits, units
-from aqnet.data.sources.view import Array, Rules, SourceView, hour_text, same_grid
+from aqnet.data.sources.view import Array, Rules, SourceView, hour_text
 from aqnet.errors import AqnetError
+from aqnet.grid import same_place
 
 _BYTES_AT_ONCE = 128e6  # of fields of another entry, before they are regridded
 _AIR = ("temp", "psfc")  # what tells the density of the air
@@ -44,7 +45,7 @@ class Sources:
         self._regrids: dict[int, Regridder] = {}
         for number, view in enumerate(self.views):
             view.noise = self.noise
-            if not same_grid((view.lat, view.lon), (self.lat, self.lon)):
+            if not same_place(view.lat, view.lon, self.lat, self.lon):
                 self._regrids[number] = Regridder(view.lat, view.lon, self.lat, self.lon)
                 covered = self._regrids[number].covered
                 if not covered.any():

@@ -19,14 +19,13 @@ from numpy.typing import NDArray
 from aqnet.config import STATIC_VARIABLES, Data, Source
 from aqnet.data.regridding.winds import grid_angle, to_earth
 from aqnet.data.sources import caqra, limits, units
-from aqnet.data.sources.cells import Cells, same_longitudes
+from aqnet.data.sources.cells import Cells
 from aqnet.data.sources.files import SourceFile, chunks_without_values, open_file, sizes_and_times
 from aqnet.data.sources.times import Times
 from aqnet.errors import AqnetError
+from aqnet.grid import same_place
 
 Array = NDArray[np.float32]
-
-SAME_PLACE = 1e-4  # degrees; coordinates of one grid differ by rounding only
 
 
 @dataclass(frozen=True)
@@ -48,14 +47,6 @@ class Rules:
 def hour_text(hour: int) -> str:
     """An hour since 1970 as `2013-01-31 06:00`."""
     return str(np.datetime64(int(hour), "h").astype("datetime64[m]")).replace("T", " ")
-
-
-def same_grid(first: tuple[Any, Any], second: tuple[Any, Any]) -> bool:
-    """Whether two (latitude, longitude) [H, W] are one grid; longitudes may be 360 apart."""
-    if first[0].shape != second[0].shape:
-        return False
-    apart = max(abs(first[0] - second[0]).max(), same_longitudes(first[1], second[1]).max())
-    return bool(apart <= SAME_PLACE)
 
 
 def check_times(file: SourceFile) -> None:
@@ -159,11 +150,11 @@ class SourceView:
         lat, lon = file.cells.lat, file.cells.lon
         if not hasattr(self, "lat"):
             self.lat, self.lon, self._grid_of = lat, lon, file.path
-        elif not same_grid((lat, lon), (self.lat, self.lon)):
+        elif not same_place(lat, lon, self.lat, self.lon):
             where = f"{file.path}: the grid differs from that of {self._grid_of}"
             if lat.shape != self.lat.shape:
                 raise AqnetError(f"{where}: shape {lat.shape}, expected {self.lat.shape}")
-            reversed_ = same_grid((lat[::-1], lon), (self.lat, self.lon))
+            reversed_ = same_place(lat[::-1], lon[::-1], self.lat, self.lon)
             reason = "latitude runs the other way" if reversed_ else "other coordinates"
             raise AqnetError(f"{where}: {reason}; bring all files to one grid")
 
