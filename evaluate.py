@@ -30,7 +30,7 @@ from aqnet.data.layout import Layout
 from aqnet.data.loader import collate, loader
 from aqnet.data.regridding import analysis
 from aqnet.data.sampler import EvaluationSampler
-from aqnet.data.sources import forecast_files
+from aqnet.data.sources import forecast_files, limits
 from aqnet.data.store import Store
 from aqnet.distributed import say
 from aqnet.errors import AqnetError, at_least
@@ -97,8 +97,8 @@ def command_line() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--stations",
-        metavar="CSV",
-        help="score at stations as well: id, lat, lon, time, pollutant, value",
+        metavar="CSV[,CSV]",
+        help="score at stations as well: id, lat, lon, time, pollutant, value, or OpenAQ's, EEA's",
     )
     parser.add_argument(
         "--compare",
@@ -252,7 +252,9 @@ def scorer_of(
     grid, on_main = dataset.grid, distributed.on_main
     regions = on_main(partial(run.read_regions, options.regions, grid.mask.numpy()))
     others = [external_forecast(text, dataset) for text in options.forecast_file]
-    observed = on_main(partial(stations.read_if, options.stations, config, grid, dataset.times))
+    observed = on_main(
+        partial(stations.read_if, options.stations, config, grid, dataset.times, limits.in_our_unit)
+    )
     say("fitting the simple forecasts on the training split")
 
     def known(time: int) -> baselines.Observed:

@@ -31,8 +31,8 @@ from aqnet.data.prepare import domain, origin, store_writer
 from aqnet.data.prepare.parallel import ProgressLines, Workers
 from aqnet.data.prepare.store_writer import StoreWriter
 from aqnet.data.regridding.model_grid import ModelGrid
-from aqnet.data.sources import units
-from aqnet.data.sources.view import dynamic_names, hour_text, open_sources
+from aqnet.data.sources.several import open_sources
+from aqnet.data.sources.view import dynamic_names, hour_text
 from aqnet.errors import AqnetError
 
 Array = NDArray[Any]
@@ -93,7 +93,7 @@ def _write_years(
         writers[year] = store_writer.create(
             origin.store_path(config, year),
             names=names,
-            units={name: units.canonical_unit(name) or "" for name in (*names, *static)},
+            units={name: grid.sources.unit(name) for name in (*names, *static)},
             time=grid.sources.times[rows],
             grid=where,
             static=static,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
 from aqnet.config import STATIC_VARIABLES, Config, Source
 from aqnet.data.layout import Layout
 from aqnet.data.regridding.model_grid import ModelGrid
-from aqnet.data.sources.view import SourceView
+from aqnet.data.sources.several import open_sources
 from aqnet.errors import AqnetError
 from aqnet.grid import Floats, same_place
 
@@ -27,8 +29,15 @@ class Analysis:
             AqnetError: the files cannot be read, or their grid is not the layout's.
         """
         data = config.data
-        names = data.sources[0].names if data.sources else {}
-        self._view = SourceView(Source(path, names), data.units)
+        names = [source.names for source in data.sources] or [{}]
+        paths = path.split(",") if len(names) > 1 else [path]
+        if len(paths) != len(names):
+            raise AqnetError(
+                f"--source {path!r}: data.sources has {len(names)} entries; give a path for each, "
+                "separated by commas"
+            )
+        sources = tuple(Source(*each) for each in zip(paths, names, strict=True))
+        self._view = open_sources(replace(data, sources=sources), write=False)
         self._grid = ModelGrid(config, self._view)
         self._channels = layout.names
         self._needed = [name for name in data.variables if name not in STATIC_VARIABLES]
