@@ -25,7 +25,7 @@ from aqnet.data.loader import collate, loader
 from aqnet.data.record import Fields, TimeIndex, open_stores
 from aqnet.data.regridding import analysis
 from aqnet.data.sampler import EvaluationSampler
-from aqnet.data.sources import forecast_files
+from aqnet.data.sources import forecast_files, limits
 from aqnet.data.store import Store
 from aqnet.distributed import say
 from aqnet.errors import AqnetError, at_least
@@ -44,9 +44,10 @@ def main() -> int:
     with distributed.by_first_process():
         options = command_line().parse_args()
         check(options)
-        if options.compare:
+    if options.compare:
+        if distributed.is_first_process():
             compare.run(*map(Path, (*options.compare, options.output)))
-            return 0
+        return 0
     device = distributed.start(TIMEOUT_SECONDS)
     try:
         with distributed.explained():
@@ -91,8 +92,8 @@ def command_line() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--stations",
-        metavar="CSV",
-        help="score at stations as well: id, lat, lon, time, pollutant, value",
+        metavar="CSV[,CSV]",
+        help="score at stations as well: id, lat, lon, time, pollutant, value, or OpenAQ's, EEA's",
     )
     parser.add_argument(
         "--compare",
@@ -248,18 +249,25 @@ def scorer_of(
     grid, on_main = dataset.grid, distributed.on_main
     regions = on_main(partial(run.read_regions, options.regions, grid.mask.numpy()))
     others = [external_forecast(text, dataset) for text in options.forecast_file]
-    observed = on_main(partial(stations.read_if, options.stations, config, grid, dataset.times))
+    observed = on_main(
+        partial(stations.read_if, options.stations, config, grid, dataset.times, limits.in_our_unit)
+    )
     say("fitting the simple forecasts on the training split")
+
+    def known(time: int) -> baselines.Observed:
+        return baselines.Observed(dataset.reader.observed(time), dataset.reader.wind(time))
+
+    training = ForecastDataset(config, "train", statistics, stores).times
     simple = baselines.fit(
         partial(target_fields, config, stores, "train"),
-        grid.mask.numpy(),
-        len(config.data.targets),
+        run.drawn(training, baselines.TIMES, seed=0),
+        known,
+        grid,
         config.data.lead_times,
         baselines.months_of(dataset.times[:, None] + np.array(config.data.lead_times)),
     )
-    return run.Scorer(
-        config, grid, statistics, simple, dataset.reader.observed, regions, others, observed
-    )
+    besides = run.Besides(regions, others, observed)
+    return run.Scorer(config, grid, statistics, simple, known, besides)
 
 
 def samples_scored(options: argparse.Namespace, config: Config) -> dict[str, Any]:
@@ -277,7 +285,7 @@ def samples_scored(options: argparse.Namespace, config: Config) -> dict[str, Any
 def external_forecast(option: str, dataset: ForecastDataset) -> forecasts.ExternalForecast:
     """The forecast of NAME=PATH."""
     name, _, path = option.partition("=")
-    if not re.fullmatch(r"[\w.-]+", name) or not path or name in run.FORECASTS:
+    if not re.fullmatch(r"[\w.-]+", name) or not path or name in ("aqnet", *baselines.SIMPLE):
         raise AqnetError(f"--forecast-file {option!r}: expected NAME=PATH, NAME not one of aqnet's")
     config, grid = dataset.config, dataset.grid
     files = distributed.on_main(partial(forecast_files.ForecastFiles, path, config))

@@ -31,7 +31,8 @@ from aqnet.distributed import say
 from aqnet.errors import AqnetError
 from aqnet.model.climax import ClimaX
 from aqnet.model.weights import transfer
-from aqnet.plan import formulas, network
+from aqnet.plan import network
+from aqnet.plan.flops import item_flops
 from aqnet.run_directory import RunDirectory, keep_config
 from aqnet.training import loop
 from aqnet.training.maps import Examples
@@ -158,7 +159,7 @@ def assemble(
     data = open_data(config, loaded, origin)
     model = make_model(config, data, loaded, origin, device)
     state = loop.start(config, model, loaded, device)
-    extent = formulas.Size(*data.training.grid.shape, len(model.tokens), hours=0)
+    flops = item_flops(model, config) if distributed.is_main() else 0.0  # which alone reports
     layout = data.training.reader.layout
     words = {
         "config": configs.to_dict(config),
@@ -170,7 +171,7 @@ def assemble(
         state,
         training_data(config, data.training),
         validation_data(config, data),
-        Reporter(state, formulas.item_flops(config, extent)),
+        Reporter(state, flops),
         checkpoints,
         directory,
         loop.Constants(words, layout.tensors()),

@@ -27,11 +27,14 @@ _MAY_BE_ZERO = re.compile(
 )
 
 
+_FREE = ("data.history_hours", "data.missing_values", "data.utc_offset", "model.terrain.blocks")
+
+
 def _wrong_numbers(config: Config) -> Iterator[str]:
-    """Every number is positive, save those that may be 0 and the two lists with rules of their
+    """Every number is positive, save those that may be 0 or anything, or have rules of their
     own."""
     for key, value in flattened(to_dict(config)).items():
-        if key in ("data.history_hours", "model.terrain.blocks"):
+        if key in _FREE:
             continue
         for number in value if isinstance(value, list) else [value]:
             if type(number) not in (int, float):
@@ -75,9 +78,12 @@ def _wrong_data(data: Data) -> Iterator[str]:
     for name in data.static_files:
         if name not in ("elevation", "population"):
             yield f"data.static_files.{name}: known are elevation and population"
+    named = {name for source in data.sources for name in source.names}
     for name in data.units:
-        if name not in (*data.variables, *data.stored):
+        if name not in (*data.variables, *data.stored, *named):
             yield f"data.units.{name}: no such variable in data.variables, weather and targets"
+    if abs(data.utc_offset) > 14:
+        yield f"data.utc_offset is in hours east of UTC, at most 14, found {data.utc_offset}"
     if (data.resample == "none") != (data.shape is None):
         yield (
             "data.shape is the grid to resample to: give it with data.resample area or bilinear, "

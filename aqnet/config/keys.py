@@ -46,6 +46,8 @@ class Data:
     recent_days: tuple[int, ...] = ()
     sources: tuple[Source, ...] = ()
     units: dict[str, str] = field(default_factory=dict)
+    missing_values: tuple[float, ...] = ()
+    utc_offset: int = 0
     static_files: dict[str, str] = field(default_factory=dict)
     mask_file: str | None = None
     winds: Literal["earth", "grid"] = "earth"

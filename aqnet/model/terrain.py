@@ -18,6 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.flop_counter import (
+    register_flop_formula,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
 
 from aqnet.errors import AqnetError
 
@@ -188,6 +193,23 @@ def _slope_gradient(dq: Tensor, z: Tensor, width: int, scale: float) -> Tensor:
 
 def _scale(q: Tensor) -> float:
     return float(q.shape[-1]) ** -0.5
+
+
+# --- what torch's FlopCounterMode counts: two causal halves are one whole ------------------------
+
+
+@register_flop_formula(torch.ops.aqnet.terrain_attention)
+def _(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(*(_widened(shape) for shape in (q, k, v)))
+
+
+@register_flop_formula(torch.ops.aqnet.terrain_attention_backward)
+def _(grad: Any, q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+    return sdpa_backward_flop_count(*(_widened(shape) for shape in (grad, q, k, v)))
+
+
+def _widened(shape: Any) -> tuple[int, ...]:
+    return (*shape[:-1], _width(shape[-1]))
 
 
 # --- causal flash attention that returns its log-sum-exp ----------------------------------------
