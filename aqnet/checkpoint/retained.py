@@ -1,7 +1,7 @@
 """The checkpoints of a run: copied, written in the background, retained, found again.
 
-Beside the directories `step_00001234` (`checkpoint_files.py` says what is in them) stand the
-one-line files `latest` and `best`, which hold such a name.
+Beside the directories `step_00001234` (`files.py` says what is in them) are the one-line files
+`latest` and `best`, which hold such a name.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ import torch
 from torch import Tensor
 
 from aqnet import distributed
-from aqnet.checkpoint.files import STEP, Damaged, Loaded, plain_json, read, replace_text, write
+from aqnet.checkpoint.files import STEP, Damaged, Loaded, plain_json, read, write
 from aqnet.errors import AqnetError, one_line
-
-__all__ = ["Checkpoints", "Damaged", "Loaded", "read", "write"]
+from aqnet.files import replace_text
 
 _NEWEST_KEPT = 2  # a damaged newest one needs one before it
 
@@ -129,7 +128,7 @@ class Checkpoints:
             for other in _steps(self.directory):
                 if other not in kept:
                     shutil.rmtree(other)
-        except OSError as error:
+        except (OSError, AqnetError) as error:
             raise AqnetError(
                 f"{path}: is whole, but could not be named the latest, or others removed: "
                 f"{one_line(error)}"

@@ -18,15 +18,14 @@ from aqnet.batch import Batch, Statistics
 from aqnet.config import Config
 from aqnet.errors import AqnetError
 from aqnet.evaluation import metrics
-from aqnet.evaluation.baselines import SIMPLE, Baselines, month_of
-from aqnet.evaluation.forecasts.zarr_files import Elsewhere
+from aqnet.evaluation.baselines import Baselines, Observed, month_of
+from aqnet.evaluation.forecasts.zarr_files import ExternalForecast
 from aqnet.evaluation.histograms import Records
 from aqnet.evaluation.stations import Observations, StationScores
-from aqnet.grid import Grid
+from aqnet.grid import Grid, cell_areas
 
 Values = NDArray[np.float64]
 Flags = NDArray[np.bool_]
-FORECASTS = ("aqnet", *SIMPLE)
 SEASONS = ("DJF", "MAM", "JJA", "SON")
 SUBSETS = ("all", *SEASONS, "sudden_change")
 
@@ -41,6 +40,20 @@ class Item(NamedTuple):
     at_stations: NDArray[np.float32] | None
 
 
+class Besides(NamedTuple):
+    """What is scored besides the model and the simple forecasts over the whole domain.
+
+    Attributes:
+        regions: further parts of the domain, bool [H, W].
+        others: further forecasts; those that lack pairs are compared in a subset of their own.
+        observations: at stations, at which all forecasts are scored as well.
+    """
+
+    regions: dict[str, Flags]
+    others: Sequence[ExternalForecast] = ()
+    observations: Observations | None = None
+
+
 class Scorer:
     """Sums over samples on rank 0; every rank scores its own batches."""
 
@@ -50,23 +63,16 @@ class Scorer:
         grid: Grid,
         statistics: Statistics,
         baselines: Baselines,
-        observed: Callable[[int], NDArray[np.float32]],
-        regions: dict[str, Flags],
-        others: Sequence[Elsewhere] = (),
-        observations: Observations | None = None,
+        observed: Callable[[int], Observed],
+        besides: Besides,
     ) -> None:
-        """
-        Args:
-            observed: targets [T, H, W] at an input time, physical, NaN where missing.
-            regions: further parts of the domain, bool [H, W], besides `all` of it.
-            others: further forecasts; those that lack pairs are compared in a subset of their own.
-            observations: at stations, at which all forecasts are scored as well.
-        """
+        """`observed` gives what is known at an input time."""
+        regions, others, observations = besides
         self.config, self.baselines = config, baselines
         self.observed, self.others = observed, tuple(others)
         self.grid, self.cells = grid, grid.mask.numpy()
         self.regions = ("all", *regions)
-        area = _area(grid)[self.cells]
+        area = cell_areas(grid.lat.numpy(), grid.lon.numpy())[self.cells]
         self.area = np.stack([area, *(area * mask[self.cells] for mask in regions.values())])
         mean, std = statistics.of(config.data.targets)
         self.mean, self.std = mean.numpy(), std.numpy()
@@ -74,7 +80,8 @@ class Scorer:
         self.thresholds = np.array([levels.get(name, np.nan) for name in config.data.targets])
         self.records = Records(config, self.mean, self.thresholds)
         names = [other.name for other in others]
-        self.forecasts = (*FORECASTS, *names)
+        self.own = 1 + len(baselines.names)  # forecasts that have a value wherever any has
+        self.forecasts = ("aqnet", *baselines.names, *names)
         self.subsets = (*SUBSETS, *(f"common_{name}" for name in names))
         k, t = len(config.data.lead_times), len(config.data.targets)
         self.totals = np.zeros(
@@ -82,7 +89,7 @@ class Scorer:
         )
         self.stations: StationScores | None = None
         if observations is not None:
-            about = config, self.mean, self.thresholds, self.forecasts, len(FORECASTS)
+            about = config, self.mean, self.thresholds, self.forecasts, self.own
             self.stations = StationScores(observations, *about)
         self.days: dict[int, Values] = {}
         self.samples = self.excluded = 0
@@ -121,13 +128,11 @@ class Scorer:
     def _item(self, time: int, model: Values, truth: Values, valid: Flags) -> Item:
         """A pair counts where the truth is known and aqnet and the simple forecasts have a value;
         for another forecast, and in the subset common with it, where that has one as well."""
-        present = self.observed(time)[..., self.cells].astype(np.float64)
-        leads = self.config.data.lead_times
-        own = {"aqnet": model, **self.baselines.forecasts(present, time, leads)}
+        own = {"aqnet": model, **self.baselines.forecasts(time, self.observed(time))}
         complete = valid & np.all([np.isfinite(part) for part in own.values()], axis=0)
         self.records.count(model, truth, complete)
         climate = np.nan_to_num(own["climatology"])
-        subsets = np.stack([np.ones_like(complete[:, 0]), self._sudden(truth, present)])
+        subsets = np.stack([np.ones_like(complete[:, 0]), self._sudden(truth, own["persistence"])])
         fixed = truth, climate, self.mean, self.thresholds, self.area
         others = [other.forecast(time) for other in self.others]
         known = [complete & np.isfinite(values) for values in others]
@@ -149,7 +154,7 @@ class Scorer:
         if "pm25" not in self.config.data.targets:
             return np.zeros((len(truth), truth.shape[-1]), dtype=bool)
         at = self.config.data.targets.index("pm25")
-        change = np.abs(truth[:, at] - present[at])
+        change = np.abs(truth[:, at] - present[:, at])
         sudden: Flags = truth[:, at] >= metrics.SUDDEN_LEVEL
         return sudden & (change >= metrics.SUDDEN_CHANGE)
 
@@ -159,15 +164,15 @@ def score_all(
     forecast: Callable[[Batch], Tensor],
     loader: DataLoader[Batch],
     total: int,
-    keep: Callable[[Batch, Tensor], None],
+    keep: Callable[[Batch, Tensor], None] | None = None,
 ) -> None:
-    """Forecast and score every batch of every rank; the sums come together on rank 0.
+    """Forecast and score every batch of every rank; the sums are added up on rank 0.
 
     Args:
         loader: this rank's batches: batch j of all, in time order, goes to rank j mod world_size.
         total: samples of all ranks, for the progress.
-        keep: called with each batch and its forecast; every rank's calls are over when rank 0
-            returns.
+        keep: called with each batch and its forecast, if given; every rank's calls are over when
+            rank 0 returns.
     """
     progress = Progress(total)
     batches = iter(loader)
@@ -178,7 +183,8 @@ def score_all(
         if batch is not None:
             values = forecast(batch)
             items = scorer.score(batch, values)
-            keep(batch, values)
+            if keep is not None:
+                keep(batch, values)
         everyone = distributed.gather_objects(items)
         if everyone is not None:
             for item in (item for row in everyone for item in row):
@@ -236,9 +242,3 @@ def read_regions(path: str | None, domain: Flags) -> dict[str, Flags]:
         if name == "all":
             raise AqnetError(f"{path}: 'all' is the name of the whole domain; choose another")
     return masks
-
-
-def _area(grid: Grid) -> Values:
-    """cos(latitude) on a degree grid; 1 where the grid is projected (cells of equal size)."""
-    lat = grid.lat.numpy()
-    return np.cos(np.radians(lat)) if grid.on_degrees else np.ones_like(lat)

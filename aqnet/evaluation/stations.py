@@ -93,6 +93,7 @@ class StationScores:
 
     Attributes:
         regions: `all` stations together, then each id.
+        own: how many forecasts have a value wherever any has; they come first.
         totals: shape [F, K, T, R, S, M] as a scorer's, the subsets being `all` and the common ones.
     """
 
@@ -107,7 +108,7 @@ class StationScores:
     ) -> None:
         """`forecasts`: names, of which the first `own` have a value wherever any has."""
         self.observations, self.config, self.mean = observations, config, mean
-        self._thresholds, self.forecasts, self._own = thresholds, forecasts, own
+        self._thresholds, self.forecasts, self.own = thresholds, forecasts, own
         self._climatology = forecasts.index("climatology")
         self.regions = ("all", *observations.names)
         self.subsets = ("all", *(f"common_{name}" for name in forecasts[own:]))
@@ -122,14 +123,14 @@ class StationScores:
         observed = np.stack([self.observations.values.get(time + lead, none) for lead in leads])
         values, truth = forecasts.astype(np.float64), observed.astype(np.float64)
         known = np.isfinite(values)
-        complete = np.isfinite(truth) & known[: self._own].all(0)
+        complete = np.isfinite(truth) & known[: self.own].all(0)
         for number, lead, target in np.ndindex(values.shape[:3]):
             at = lead, target
             numbers = float(self.mean[target]), float(self._thresholds[target])
             climate = np.nan_to_num(values[self._climatology][at])
             pairs = complete[at] & known[number][at]
             for subset in range(len(self.subsets)):
-                both = pairs if subset == 0 else pairs & known[self._own + subset - 1][at]
+                both = pairs if subset == 0 else pairs & known[self.own + subset - 1][at]
                 sums = metrics.terms_of(values[number][at], both, truth[at], climate, *numbers).T
                 total = self.totals[number][at]
                 total[1:, subset] += sums

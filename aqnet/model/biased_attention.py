@@ -17,6 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.flop_counter import (
+    register_flop_formula,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
 
 from aqnet.errors import AqnetError
 from aqnet.model.bias import Features
@@ -80,7 +85,8 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     """The output, and its log-sum-exp [B, A, L]."""
     scale, width = _scale(q), q.shape[-1]
-    keys, values = _widened(k, senders.unsqueeze(1)), _padded(v, receivers)
+    features = receivers.shape[-1]
+    keys, values = _widened(k, senders.unsqueeze(1)), _padded(v, width, features)
     causal = above is not None
     out, lse = _flash(_queries(q, receivers), keys, values, causal, scale)
     if above is not None and q.shape[2] > 1:
@@ -110,12 +116,13 @@ def _backward(
     """Gradients of q, k, v, receivers and above (empty where there is none)."""
     scale, width = _scale(q), q.shape[-1]
     keys = _widened(k, senders.unsqueeze(1))
-    values, grad, out = (_padded(tensor, receivers) for tensor in (v, grad, out))
+    number = receivers.shape[-1]
+    values, grad, out = (_padded(tensor, width, number) for tensor in (v, grad, out))
     causal = above is not None
     dq, dk, dv = _flash_backward(
         grad, _queries(q, receivers), keys, values, out, lse, causal, scale
     )
-    features = slice(width, width + receivers.shape[-1])
+    features = slice(width, width + number)
     d_receivers = dq[..., features] / scale
     d_above = q.new_empty(0)
     if above is not None:
@@ -158,9 +165,9 @@ def _save(ctx: Any, inputs: tuple[Tensor | None, ...], output: tuple[Tensor, Ten
 
 
 def _differentiate(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    dq, dk, dv, d_receivers, d_above = _backward(grad, *ctx.saved_tensors)
-    above = ctx.saved_tensors[5]
-    return dq, dk, dv, d_receivers, None, None if above is None else d_above
+    saved = ctx.saved_tensors  # asked for once: checkpointing computes them when it is
+    dq, dk, dv, d_receivers, d_above = _backward(grad, *saved)
+    return dq, dk, dv, d_receivers, None, None if saved[5] is None else d_above
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
@@ -172,8 +179,7 @@ _forward.register_autograd(_differentiate, setup_context=_save)
 def _widened(tensor: Tensor, features: Tensor) -> Tensor:
     """Features appended, and, for the GPU kernels' aligned loads, zeros up to a multiple of 8."""
     features = features.expand(*tensor.shape[:-1], -1)
-    empty = -(tensor.shape[-1] + features.shape[-1]) % 8
-    return torch.cat([tensor, F.pad(features, (0, empty))], -1)
+    return _padded(torch.cat([tensor, features], -1), tensor.shape[-1], features.shape[-1])
 
 
 def _queries(q: Tensor, receivers: Tensor) -> Tensor:
@@ -181,10 +187,13 @@ def _queries(q: Tensor, receivers: Tensor) -> Tensor:
     return _widened(q, receivers / _scale(q))
 
 
-def _padded(tensor: Tensor, features: Tensor) -> Tensor:
-    """Zeros in place of the features."""
-    width = tensor.shape[-1] + features.shape[-1]
-    return F.pad(tensor, (0, width + -width % 8 - tensor.shape[-1]))
+def _padded(tensor: Tensor, width: int, features: int) -> Tensor:
+    """Zeros appended, up to what heads of `width` with `features` take in the kernel."""
+    return F.pad(tensor, (0, _width(width, features) - tensor.shape[-1]))
+
+
+def _width(width: int, features: int) -> int:
+    return width + features + -(width + features) % 8
 
 
 def _upper(queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -194,6 +203,21 @@ def _upper(queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tenso
 
 def _scale(q: Tensor) -> float:
     return float(q.shape[-1]) ** -0.5
+
+
+# --- what torch's FlopCounterMode counts: two causal halves are one whole ------------------------
+
+
+@register_flop_formula(torch.ops.aqnet.biased_attention)
+def _(q: Any, k: Any, v: Any, receivers: Any, *_: Any, **__: Any) -> int:
+    width = _width(q[-1], receivers[-1])
+    return sdpa_flop_count(*((*shape[:-1], width) for shape in (q, k, v)))
+
+
+@register_flop_formula(torch.ops.aqnet.biased_attention_backward)
+def _(grad: Any, q: Any, k: Any, v: Any, receivers: Any, *_: Any, **__: Any) -> int:
+    width = _width(q[-1], receivers[-1])
+    return sdpa_backward_flop_count(*((*shape[:-1], width) for shape in (grad, q, k, v)))
 
 
 # --- flash attention that returns its log-sum-exp ------------------------------------------------

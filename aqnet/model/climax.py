@@ -135,29 +135,27 @@ class ClimaX(nn.Module):
             for parameter in self.head[-1].parameters():
                 nn.init.zeros_(parameter)
 
-    def set_rho(self, here: Tensor, there: Tensor | None = None) -> None:
-        """Start from damped persistence with these correlations, shape [K, T].
+    @torch.no_grad()
+    def start_from(
+        self, rho: Tensor, there: Tensor | None = None, speed: float = 1.0, turn: float = 0.0
+    ) -> None:
+        """Start from damped persistence, here and where the air comes from; what of this the model
+        does not have is not looked at.
 
         Args:
-            here: of a target with its value in the same cell at the input time.
-            there: with its value where the air comes from, in a model that moves fields.
+            rho: correlation of a target with its value in the same cell at the input time, [K, T].
+            there: with its value where the air comes from at that time, [K, T].
+            speed, turn: what moves the air, as in `Transport`.
         Raises:
-            AqnetError: the model predicts values or does not move fields, or a shape is another.
+            AqnetError: a shape is another.
         """
-        if self.model.predict != "change":
-            raise AqnetError("set_rho needs model.predict: change; this model predicts values")
-        if there is not None and not moves_fields(self.model):
-            raise AqnetError("set_rho: this model does not move fields (model.transport)")
-        for rho in (here,) if there is None else (here, there):
-            if rho.shape != self.rho.shape:
-                expected, found = list(self.rho.shape), list(rho.shape)
-                raise AqnetError(
-                    f"rho: expected shape {expected} (lead times, targets), found {found}"
-                )
-        with torch.no_grad():
-            self.rho.copy_(here)
-            if there is not None:
-                self.transport.rho.copy_(there)
+        if self.model.predict == "change":
+            _set_rho(self.rho, rho)
+        if self.model.transport != "off":
+            self.transport.speed.fill_(speed)
+            self.transport.turn.fill_(turn)
+            if self.transport.rho is not None and there is not None:
+                _set_rho(self.transport.rho, there)
 
     def check_lead_time(self, lead_time: Tensor) -> None:
         """Refuse lead times [B, K] that this model was not made for (waits for the device).
@@ -230,8 +228,9 @@ class ClimaX(nn.Module):
         start = fields.index_select(1, self.target_channels).nan_to_num(0.0)
         change = (own * self.rho).sum(dim=2)[..., None, None] * start.unsqueeze(1)
         if moved is not None:
-            there = (own * self.transport.rho).sum(dim=2)
-            change = change + there[..., None, None] * moved.nan_to_num(0.0)
+            assert self.transport.rho is not None
+            rho = (own * self.transport.rho).sum(dim=2)
+            change = change + rho[..., None, None] * moved.nan_to_num(0.0)
         return change
 
     def _wind(self, fields: Tensor) -> list[Tensor]:
@@ -326,6 +325,13 @@ class ClimaX(nn.Module):
         x = x.reshape(x.shape[0], rows, columns, patch, patch, own, len(self.targets))
         x = x.permute(0, 5, 6, 1, 3, 2, 4)
         return x.reshape(batch, num_leads, len(self.targets), rows * patch, columns * patch)
+
+
+def _set_rho(parameter: Tensor, rho: Tensor) -> None:
+    if rho.shape != parameter.shape:
+        expected, found = list(parameter.shape), list(rho.shape)
+        raise AqnetError(f"rho: expected shape {expected} (lead times, targets), found {found}")
+    parameter.copy_(rho)
 
 
 def lead_time_unit(model: Model) -> float:

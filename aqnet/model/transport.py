@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aqnet.config import Config, Model
-from aqnet.grid import Grid
+from aqnet.grid import Grid, wrapped
 from aqnet.model.embedding import patch_pixels
-from aqnet.model.positions import Patches, middle_longitude, wrap_degrees
+from aqnet.model.positions import Patches, middle_longitude
 from aqnet.trajectories import EARTH_RADIUS, Trajectories, sample
 
 THOUSAND_KM = 1e6  # m
@@ -46,6 +46,7 @@ class Transport(nn.Module):
     position: Tensor
     tokens: Tensor
     rank: Tensor
+    rho: nn.Parameter | None
 
     def __init__(self, config: Config, grid: Grid, patches: Patches, tokens: Tensor) -> None:
         super().__init__()
@@ -59,8 +60,9 @@ class Transport(nn.Module):
         if moves_fields(model):
             targets, leads = len(config.data.targets), len(lead_times) if self.joint else 1
             self.embed = nn.Linear(model.patch**2 * leads * targets, model.embed_dim)
-            if model.predict == "change":
-                self.rho = nn.Parameter(torch.zeros(len(lead_times), targets))
+        moved_change = moves_fields(model) and model.predict == "change"
+        rho = torch.zeros(len(lead_times), len(config.data.targets))
+        self.rho = nn.Parameter(rho) if moved_change else None
         centre = patches.lat[patches.domain], middle_longitude(patches.lon[patches.domain])
         position = _on_ground(patches.lat[tokens], patches.lon[tokens], *centre)
         buffers = {
@@ -130,5 +132,5 @@ def along_wind(model: Model) -> bool:
 def _on_ground(lat: Tensor, lon: Tensor, domain_lat: Tensor, centre_lon: Tensor) -> Tensor:
     """East and north of the domain's centre [1,000 km], along parallels, shape [2, ...]."""
     centre_lat = (domain_lat.min() + domain_lat.max()) / 2
-    x = torch.deg2rad(lat).cos() * torch.deg2rad(wrap_degrees(lon - centre_lon))
+    x = torch.deg2rad(lat).cos() * torch.deg2rad(wrapped(lon - centre_lon))
     return torch.stack([x, torch.deg2rad(lat - centre_lat)]) * (EARTH_RADIUS / THOUSAND_KM)

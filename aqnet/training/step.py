@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -17,15 +17,18 @@ from aqnet.batch import Batch
 from aqnet.config import Config
 from aqnet.errors import AqnetError
 from aqnet.training.loss import loss_sums, loss_weights
+from aqnet.training.optimizer import MovingAverage
+from aqnet.training.position import Position
 from aqnet.training.telemetry import Stopwatch
 
 
 @dataclass
-class Trainee:
-    """What an optimizer step works on.
+class TrainingState:
+    """A model in training and all that changes with it.
 
     Attributes:
         model: the bare module; parallel: the same, wrapped for several processes.
+        average: moving average of the weights, where the run keeps one.
         weights: of the loss, shape [K, T]; parameters: those that learn.
     """
 
@@ -34,9 +37,11 @@ class Trainee:
     parallel: nn.Module
     optimizer: torch.optim.Optimizer
     device: torch.device
-    stopwatch: Stopwatch
+    average: MovingAverage | None = None
+    position: Position = field(default_factory=Position)
 
     def __post_init__(self) -> None:
+        self.stopwatch = Stopwatch(self.device)
         self.weights = loss_weights(self.config, self.device)
         self.parameters = [value for value in self.model.parameters() if value.requires_grad]
 
@@ -63,7 +68,7 @@ class StepResult(NamedTuple):
 
 
 def seed_micro_batch(seed: int, step: int, micro_step: int) -> None:
-    """Make this rank's random numbers of a micro-batch a function of where it stands."""
+    """Make this rank's random numbers of a micro-batch a function of step and rank."""
     where = np.random.SeedSequence((seed, step, micro_step, distributed.rank()))
     number = int(where.generate_state(1, np.uint64)[0])
     # torch.manual_seed walks through every backend there might be, which takes 0.4 ms
@@ -72,17 +77,17 @@ def seed_micro_batch(seed: int, step: int, micro_step: int) -> None:
         torch.cuda.manual_seed(number)
 
 
-def forward(trainee: Trainee, model: nn.Module, batch: Batch) -> Tensor:
+def forward(state: TrainingState, model: nn.Module, batch: Batch) -> Tensor:
     """Forecast of a batch in the run's precision, normalised, shape [B, K, T, H, W]."""
-    batch = batch.to(trainee.device)
-    enabled = trainee.config.train.precision == "bf16"
-    with torch.autocast(trainee.device.type, torch.bfloat16, enabled=enabled):
+    batch = batch.to(state.device)
+    enabled = state.config.train.precision == "bf16"
+    with torch.autocast(state.device.type, torch.bfloat16, enabled=enabled):
         forecast: Tensor = model(batch.fields, batch.time, batch.lead_time)
     return forecast
 
 
 def optimizer_step(
-    trainee: Trainee, batches: Iterator[Batch], micro_steps: int, step: int, flags: list[float]
+    state: TrainingState, batches: Iterator[Batch], micro_steps: int, step: int, flags: list[float]
 ) -> StepResult:
     """Accumulate `micro_steps` micro-batches, exchange, clip and update, or skip a bad step.
 
@@ -90,87 +95,87 @@ def optimizer_step(
     by the number of all valid cells. A non-finite loss or gradient norm on any rank skips the
     update on all of them. The learning rate is set already.
     """
-    errors, cells, times = _accumulate(trainee, batches, micro_steps, step)
-    with trainee.stopwatch.part("communication"):
+    errors, cells, times = _accumulate(state, batches, micro_steps, step)
+    with state.stopwatch.part("communication"):
         mine = torch.cat([torch.tensor(flags, dtype=torch.float64), errors, cells])
         shared = distributed.sum_(mine)
     found, (errors, cells) = shared[: len(flags)], shared[len(flags) :].chunk(2)
-    shape = trainee.weights.shape
+    shape = state.weights.shape
     errors, cells = errors.view(shape), cells.view(shape)
-    loss = float((errors * trainee.weights.cpu()).sum() / cells.sum())
-    with trainee.stopwatch.part("optimizer"):
-        norm = _scale_and_clip(trainee, distributed.world_size() / max(1.0, float(cells.sum())))
+    loss = float((errors * state.weights.cpu()).sum() / cells.sum())
+    with state.stopwatch.part("optimizer"):
+        norm = _scale_and_clip(state, distributed.world_size() / max(1.0, float(cells.sum())))
         updated = bool(np.isfinite(loss) and np.isfinite(norm))
         if updated:
-            trainee.optimizer.step()
-        trainee.optimizer.zero_grad()
+            state.optimizer.step()
+        state.optimizer.zero_grad()
     return StepResult(errors, cells, loss, norm, found.tolist(), updated, times)
 
 
-def warm_up(trainee: Trainee, empty: Batch) -> None:
+def warm_up(state: TrainingState, empty: Batch) -> None:
     """A forward and backward without an effect, so that every counted step is like every other.
 
     DDP rebuilds its buckets after its first backward, which changes the order of summation: a
     resumed run would differ from an uninterrupted one in its first step.
     """
-    empty = empty.to(trainee.device)
-    errors, _ = loss_sums(forward(trainee, trainee.parallel, empty), empty, trainee.config)
+    empty = empty.to(state.device)
+    errors, _ = loss_sums(forward(state, state.parallel, empty), empty, state.config)
     distributed.arrive()
     errors.sum().backward()
-    trainee.optimizer.zero_grad()
+    state.optimizer.zero_grad()
 
 
 def _accumulate(
-    trainee: Trainee, batches: Iterator[Batch], micro_steps: int, step: int
+    state: TrainingState, batches: Iterator[Batch], micro_steps: int, step: int
 ) -> tuple[Tensor, Tensor, list[int]]:
     """Gradients of the sum of errors, and the sums, float64 on the CPU, shape [K * T]."""
-    watch = trainee.stopwatch
-    totals = torch.zeros(2, *trainee.weights.shape, dtype=torch.float64, device=trainee.device)
+    watch = state.stopwatch
+    totals = torch.zeros(2, *state.weights.shape, dtype=torch.float64, device=state.device)
     times: list[int] = []
     for micro_step in range(micro_steps):
         with watch.part("data"):
             batch = next(batches)
             times += torch.where(batch.mask.any((1, 2, 3, 4)), batch.time, -1).tolist()
-            batch = batch.to(trainee.device)
+            batch = batch.to(state.device)
         last = micro_step == micro_steps - 1
-        with contextlib.nullcontext() if last else distributed.no_sync(trainee.parallel):
+        with contextlib.nullcontext() if last else distributed.no_sync(state.parallel):
             with watch.part("forward"):
-                seed_micro_batch(trainee.config.seed, step, micro_step)
-                forecast = forward(trainee, trainee.parallel, batch)
-                errors, cells = loss_sums(forecast, batch, trainee.config)
+                seed_micro_batch(state.config.seed, step, micro_step)
+                forecast = forward(state, state.parallel, batch)
+                errors, cells = loss_sums(forecast, batch, state.config)
             with watch.part("backward"):
                 if last:
                     distributed.arrive()
-                (errors * trainee.weights).sum().backward()
+                (errors * state.weights).sum().backward()
                 totals += torch.stack([errors.detach().double(), cells.double()])
     with watch.part("backward"):  # on a GPU, here is where its work is waited for
         errors, cells = totals.cpu().flatten(1)
-    watch.move(distributed.exchange_seconds(trainee.parallel), "backward", "communication")
+    watch.move(distributed.exchange_seconds(state.parallel), "backward", "communication")
     return errors, cells, times
 
 
-def _scale_and_clip(trainee: Trainee, factor: float) -> float:
+def _scale_and_clip(state: TrainingState, factor: float) -> float:
     """Multiply the gradients by `factor`, clip them to `clip_norm`; returns the norm before.
 
     Gradients are equal on all ranks here, so the norm is the global one.
     """
-    present = [value for value in trainee.parameters if value.grad is not None]
+    present = [value for value in state.parameters if value.grad is not None]
     gradients = [value.grad for value in present if value.grad is not None]
     torch._foreach_mul_(gradients, factor)
     norm = torch.nn.utils.get_total_norm(gradients)
-    torch.nn.utils.clip_grads_with_norm_(present, trainee.config.train.clip_norm, norm)
+    torch.nn.utils.clip_grads_with_norm_(present, state.config.train.clip_norm, norm)
     return float(norm)
 
 
-def check_ranks_agree(trainee: Trainee, step: int) -> None:
+def check_ranks_agree(state: TrainingState, step: int) -> None:
     """Compare a checksum of every parameter's bits over the ranks; all of them must call.
 
     Raises:
         AqnetError: the ranks have come apart; those unlike most and the first tensor are named.
             Rank 0 raises; the others learn of it at their next collective.
     """
-    names = [name for name, _ in trainee.model.named_parameters()]
-    bits = [value.detach().contiguous().view(torch.int32) for value in trainee.model.parameters()]
+    names = [name for name, _ in state.model.named_parameters()]
+    bits = [value.detach().contiguous().view(torch.int32) for value in state.model.parameters()]
     sums = torch.stack([value.sum() for value in bits])
     everyone = distributed.gather_objects(sums.tolist())
     if everyone is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,25 +13,33 @@ from aqnet import distributed
 from aqnet.batch import Batch, Statistics
 from aqnet.config import Config
 from aqnet.errors import AqnetError
+from aqnet.training.loss import loss_sums
+from aqnet.training.maps import Examples
+from aqnet.training.step import TrainingState, forward
 
 BATCHES_BETWEEN_LOOKS = 8  # at a request to stop
 
 
+@dataclass(frozen=True)
+class ValidationData:
+    """What a model in training is scored on.
+
+    Attributes:
+        batches: this rank's share (`EvaluationSampler`) of all items.
+        examples: what maps are drawn of, on rank 0.
+    """
+
+    batches: DataLoader[Batch]
+    statistics: Statistics
+    examples: Examples | None = None
+
+
 def validate(
-    forecast: Callable[[Batch], Tensor],
-    loss_sums: Callable[[Tensor, Batch, Config], tuple[Tensor, Tensor]],
-    weights: Tensor,
-    loader: DataLoader[Batch],
-    statistics: Statistics,
-    config: Config,
-    stop: Callable[[], bool],
+    state: TrainingState, data: ValidationData, stop: Callable[[], bool]
 ) -> dict[str, float] | None:
-    """Score every item once; all ranks call, each with its own batches (`EvaluationSampler`).
+    """Scores of the model over every item once; all ranks call.
 
     Args:
-        forecast: normalised, of a batch, shape [B, K, T, H, W].
-        loss_sums: training's errors and valid cells of a forecast, each of shape [K, T].
-        weights: of the loss, shape [K, T].
         stop: whether a stop was asked for; the ranks agree in it.
     Returns:
         `validation/loss`, `validation/rmse/NAME/LEADh` in the target's unit and
@@ -40,26 +49,26 @@ def validate(
     Raises:
         AqnetError: no target of the split has a value.
     """
-    shape = tuple(weights.shape)
-    totals = torch.zeros(5, *shape, dtype=torch.float64)
+    config, weights = state.config, state.weights
+    totals = torch.zeros(5, *weights.shape, dtype=torch.float64)
     channels = [config.input_variables.index(name) for name in _persistent(config)]
     columns = [config.data.targets.index(name) for name in _persistent(config)]
-    batches = iter(loader)
-    count = distributed.sum_(torch.tensor(len(loader)))
+    batches = iter(data.batches)
+    count = distributed.sum_(torch.tensor(len(data.batches)))
     for number in range(-(-int(count) // distributed.world_size())):
         if number % BATCHES_BETWEEN_LOOKS == 0 and stop():
             return None
         batch = next(batches, None)
         if batch is None:
             continue
-        values = forecast(batch).float()
+        values = forward(state, state.model, batch).float()
         batch = batch.to(values.device)
         errors, cells = loss_sums(values, batch, config)
         squares = torch.where(batch.mask, values - batch.targets, 0.0).square().sum((0, 3, 4))
         totals[:3] += torch.stack([errors, cells.to(errors), squares]).double().cpu()
         totals[3:, :, columns] += _against_persistence(values, batch, channels, columns)
     distributed.sum_(totals)
-    return _scalars(totals, weights.cpu(), statistics, config, columns)
+    return _scalars(totals, weights.cpu(), data.statistics, config, columns)
 
 
 def _persistent(config: Config) -> list[str]:

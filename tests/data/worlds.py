@@ -7,6 +7,8 @@ import numpy as np
 import torch
 
 from aqnet import config as configs
+from aqnet.batch import Statistics
+from aqnet.data.dataset import ForecastDataset, open_stores
 from aqnet.data.prepare import store_writer
 from aqnet.grid import Grid
 
@@ -82,7 +84,11 @@ def config(folder: Path, **data: Any) -> configs.Config:
             },
             **data,
         },
-        "model": {"scan": "raster"},
+        "model": {"scan": "raster", "transport": "off"},
         "train": {"max_steps": 1, "effective_batch": 24, "micro_batch": 2},
     }
     return configs.from_dict(tree, "here")
+
+
+def samples(settings: configs.Config, split_name: str, statistics: Statistics) -> ForecastDataset:
+    return ForecastDataset(settings, split_name, statistics, open_stores(settings))

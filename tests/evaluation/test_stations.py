@@ -7,6 +7,7 @@ import pytest
 
 from aqnet.errors import AqnetError
 from aqnet.evaluation import run, stations
+from aqnet.evaluation.baselines import SIMPLE
 from aqnet.evaluation.report import table
 from tests.evaluation.test_scorer import (
     CONFIG,
@@ -16,10 +17,11 @@ from tests.evaluation.test_scorer import (
     LEADS,
     STATISTICS,
     UNITS,
-    Elsewhere,
+    ExternalForecast,
     batches,
     fitted,
     model_at,
+    observed_at,
     truth_at,
 )
 
@@ -105,8 +107,10 @@ def test_scores_agree_with_a_loop_over_hand_interpolated_forecasts(tmp_path: Pat
     lines = [f"A,32,100.25,{time(hour)},pm25,{observed(hour)}" for hour in WANTED]
     lines += [f"B,50,103,{time(hour)},pm25,50" for hour in WANTED[::2]]
     found = stations.read(write(tmp_path / "s.csv", *lines), CONFIG, GRID, WANTED)
-    others = (Elsewhere(),)
-    scorer = run.Scorer(CONFIG, GRID, STATISTICS, fitted(), truth_at, {}, others, found)
+    others = (ExternalForecast(),)
+    scorer = run.Scorer(
+        CONFIG, GRID, STATISTICS, fitted(), observed_at, run.Besides({}, others, found)
+    )
     for batch, forecast in batches():
         for item in scorer.score(batch, forecast):
             scorer.add(item)
@@ -136,7 +140,7 @@ def test_scores_agree_with_a_loop_over_hand_interpolated_forecasts(tmp_path: Pat
     total = sum(row["n"] * row["rmse"] ** 2 for row in single) / pooled["n"]
     assert pooled["rmse"] == pytest.approx(np.sqrt(total))
     assert {row["pollutant"] for row in rows} == {"pm25"}  # nobody observes NO2
-    assert {row["forecast"] for row in rows} == {*run.FORECASTS, "cams"}
+    assert {row["forecast"] for row in rows} == {"aqnet", *SIMPLE, "cams"}
 
 
 def find(rows: list[dict], **wanted: object) -> dict:

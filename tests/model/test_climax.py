@@ -131,7 +131,7 @@ def test_change_prediction_starts_at_damped_persistence():
     for settings in ({}, {"lead_time_mode": "conditioned"}):
         model = model_of(random=False, **settings)
         rho = torch.rand(4, 2, dtype=torch.float64)
-        model.set_rho(rho)
+        model.start_from(rho)
         fields, *times = inputs()
         expected = rho[:, :, None, None] * fields[:, None, 3:5].nan_to_num(0.0)
         out = model(fields, *times)
@@ -142,7 +142,8 @@ def test_change_prediction_starts_at_damped_persistence():
 def test_change_prediction_along_the_wind_starts_at_what_the_air_brings():
     model = model_of(random=False)
     here, there = torch.rand(2, 4, 2, dtype=torch.float64)
-    model.set_rho(here, there)
+    model.start_from(here, there, 1.5, -20.0)
+    assert (model.transport.speed, model.transport.turn) == (1.5, -20.0)
     fields, *times = inputs()
     moved = model.transport(*model._wind(fields), fields[:, 3:5], torch.arange(4).expand(2, 4))
     expected = here[:, :, None, None] * fields[:, None, 3:5].nan_to_num(0.0)
@@ -153,13 +154,13 @@ def test_change_prediction_along_the_wind_starts_at_what_the_air_brings():
     assert inside.any() and same(out[inside], expected.expand_as(out)[inside])
 
 
-def test_rho_of_another_shape_or_for_values_is_refused():
+def test_rho_of_another_shape_is_refused_and_what_a_model_lacks_is_not_looked_at():
     with pytest.raises(AqnetError, match=r"expected shape \[4, 2\].*found \[2, 4\]"):
-        model_of().set_rho(torch.zeros(2, 4))
-    with pytest.raises(AqnetError, match=r"model\.predict: change"):
-        model_of(predict="value").set_rho(torch.zeros(4, 2))
-    with pytest.raises(AqnetError, match=r"model\.transport"):
-        model_of(transport="attention").set_rho(torch.zeros(4, 2), torch.zeros(4, 2))
+        model_of().start_from(torch.zeros(2, 4))
+    with pytest.raises(AqnetError, match=r"expected shape \[4, 2\].*found \[4\]"):
+        model_of().start_from(torch.zeros(4, 2), torch.zeros(4))
+    for settings in ({"predict": "value"}, {"transport": "off"}, {"transport": "attention"}):
+        model_of(**settings).start_from(torch.zeros(4, 2), torch.zeros(4, 2), 2.0, 10.0)
 
 
 @pytest.mark.parametrize(

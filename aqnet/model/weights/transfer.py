@@ -63,7 +63,7 @@ def take_weights(model: ClimaX, config: Config, loaded: Loaded) -> Report:
     Raises:
         AqnetError: width or number of heads differ, so that nothing would mean the same.
     """
-    old = configs.from_dict(loaded.state["config"], str(loaded.path))
+    old, _ = configs.from_checkpoint(loaded.state["config"], str(loaded.path))
     for key in ("embed_dim", "num_heads"):
         there, here = getattr(old.model, key), getattr(config.model, key)
         if there != here:
