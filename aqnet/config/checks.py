@@ -120,6 +120,9 @@ def _wrong_model(config: Config) -> Iterator[str]:
         yield f"model.embed_dim {model.embed_dim} is no multiple of {heads}"
     if model.scan == "wind" and not {"u", "v"} <= set(data.variables):
         yield "model.scan is wind, but data.variables lacks u or v; set model.scan: raster"
+    if model.transport != "off" and not {"u", "v"} <= set(data.variables):
+        lacks = "but data.variables lacks u or v; set model.transport: off"
+        yield f"model.transport is {model.transport}, {lacks}"
     if "elevation" not in data.variables:
         lacks = "but data.variables lacks elevation"
         if model.compatibility not in ("none", "aq_net2"):
@@ -139,6 +142,11 @@ def _wrong_model(config: Config) -> Iterator[str]:
                 f"model.predict is change, but the target {target!r} is not in data.variables; "
                 "add it there or set model.predict: value"
             )
+        if model.transport != "off" and target not in data.variables:
+            yield (
+                f"model.transport is {model.transport}, but the target {target!r} is not in "
+                "data.variables; add it there or set model.transport: off"
+            )
 
 
 def _wrong_compatibility(model: Model) -> Iterator[str]:
@@ -148,6 +156,7 @@ def _wrong_compatibility(model: Model) -> Iterator[str]:
         "lead_time_mode": "conditioned",
         "attention": "global",
         "predict": "value",
+        "transport": "off",
     }
     for key, value in needed.items():
         if getattr(model, key) != value:
