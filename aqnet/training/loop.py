@@ -120,8 +120,8 @@ def fit(run: TrainingRun) -> str:
     `finished` or `interrupted`. The last checkpoint is written when this ends, also by an error.
 
     Raises:
-        AqnetError: too many bad steps in a row, ranks that diverge, a checkpoint that cannot be
-            written, or an error of another rank.
+        AqnetError: too many bad steps in a row, or none but bad ones, ranks that diverge, a
+            checkpoint that cannot be written, or an error of another rank.
     """
     state = run.state
     with closing(run.reporter.telemetry):
@@ -137,6 +137,11 @@ def fit(run: TrainingRun) -> str:
                 stopped = _epoch(run)
         finally:
             run.checkpoints.wait()
+    if not stopped and state.position.bad_steps == state.position.global_step > 0:
+        raise AqnetError(
+            f"{state.config.run_dir}: all {state.position.global_step} steps were skipped, so that "
+            "no weight has changed; the lines above name the input times: inspect their fields"
+        )
     return "interrupted" if stopped else "finished"
 
 
