@@ -22,6 +22,7 @@ from aqnet.batch import Statistics
 from aqnet.checkpoint import Checkpoints, Loaded
 from aqnet.checkpoint import files as checkpoint_files
 from aqnet.config import Config
+from aqnet.data import first_forecast
 from aqnet.data import statistics as data_statistics
 from aqnet.data.dataset import ForecastDataset
 from aqnet.data.loader import collate, loader
@@ -215,9 +216,11 @@ def make_model(
     """The model on `device`; without a checkpoint with its first weights."""
     torch.manual_seed(config.seed)
     model = ClimaX(config, data.training.grid, data.statistics).to(device)
-    if loaded is None and config.model.predict == "change":
-        rho = distributed.on_main(partial(data_statistics.initial_rho, data.training))
-        model.set_rho(rho)
+    if loaded is None and (config.model.predict == "change" or config.model.transport != "off"):
+        first = distributed.on_main(partial(first_forecast.fit, data.training, device))
+        if config.model.transport != "off":
+            say(str(first))
+        model.start_from(*first)
     if origin is not None:
         for line in transfer.take_weights(model, config, origin).lines():
             say(f"{origin.path}: {line}")

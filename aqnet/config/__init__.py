@@ -16,6 +16,7 @@ from aqnet.config.keys import (
 )
 from aqnet.config.loading import from_checkpoint, from_dict, load, to_yaml
 from aqnet.config.reading import overridden, to_dict
+from aqnet.config.volume import item_bytes
 
 __all__ = [
     "STATIC_VARIABLES",
@@ -34,6 +35,7 @@ __all__ = [
     "channel",
     "from_checkpoint",
     "from_dict",
+    "item_bytes",
     "load",
     "overridden",
     "to_dict",

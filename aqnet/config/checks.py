@@ -28,6 +28,7 @@ _MAY_BE_ZERO = re.compile(
 )
 
 
+_FREE = ("data.history_hours", "data.missing_values", "data.utc_offset", "model.terrain.blocks")
 # far above any use: what is built in loops, started, or kept in memory by these numbers would take
 # all of the machine before anything else finds fault with them
 _AT_MOST = {
@@ -53,10 +54,10 @@ def _numbers(value: Any) -> tuple[Any, ...]:
 
 
 def _wrong_numbers(config: Config) -> Iterator[str]:
-    """Every number is positive, save those that may be 0 and the two lists with rules of their
+    """Every number is positive, save those that may be 0 or anything, or have rules of their
     own."""
     for key, value in flattened(to_dict(config)).items():
-        if key in ("data.history_hours", "model.terrain.blocks"):
+        if key in _FREE:
             continue
         for number in value if isinstance(value, list) else [value]:
             if type(number) not in (int, float):
@@ -104,9 +105,12 @@ def _wrong_data(data: Data) -> Iterator[str]:
     for name in data.static_files:
         if name not in ("elevation", "population"):
             yield f"data.static_files.{name}: known are elevation and population"
+    named = {name for source in data.sources for name in source.names}
     for name in data.units:
-        if name not in (*data.variables, *data.stored):
+        if name not in (*data.variables, *data.stored, *named):
             yield f"data.units.{name}: no such variable in data.variables, weather and targets"
+    if abs(data.utc_offset) > 14:
+        yield f"data.utc_offset is in hours east of UTC, at most 14, found {data.utc_offset}"
     if (data.resample == "none") != (data.shape is None):
         yield (
             "data.shape is the grid to resample to: give it with data.resample area or bilinear, "
@@ -143,6 +147,9 @@ def _wrong_model(config: Config) -> Iterator[str]:
         yield f"model.embed_dim {model.embed_dim} is no multiple of {heads}"
     if model.scan == "wind" and not {"u", "v"} <= set(data.variables):
         yield "model.scan is wind, but data.variables lacks u or v; set model.scan: raster"
+    if model.transport != "off" and not {"u", "v"} <= set(data.variables):
+        lacks = "but data.variables lacks u or v; set model.transport: off"
+        yield f"model.transport is {model.transport}, {lacks}"
     if "elevation" not in data.variables:
         lacks = "but data.variables lacks elevation"
         if model.compatibility not in ("none", "aq_net2"):
@@ -162,6 +169,11 @@ def _wrong_model(config: Config) -> Iterator[str]:
                 f"model.predict is change, but the target {target!r} is not in data.variables; "
                 "add it there or set model.predict: value"
             )
+        if model.transport != "off" and target not in data.variables:
+            yield (
+                f"model.transport is {model.transport}, but the target {target!r} is not in "
+                "data.variables; add it there or set model.transport: off"
+            )
 
 
 def _wrong_compatibility(model: Model) -> Iterator[str]:
@@ -171,6 +183,7 @@ def _wrong_compatibility(model: Model) -> Iterator[str]:
         "lead_time_mode": "conditioned",
         "attention": "global",
         "predict": "value",
+        "transport": "off",
     }
     for key, value in needed.items():
         if getattr(model, key) != value:

@@ -46,6 +46,8 @@ class Data:
     recent_days: tuple[int, ...] = ()
     sources: tuple[Source, ...] = ()
     units: dict[str, str] = field(default_factory=dict)
+    missing_values: tuple[float, ...] = ()
+    utc_offset: int = 0
     static_files: dict[str, str] = field(default_factory=dict)
     mask_file: str | None = None
     winds: Literal["earth", "grid"] = "earth"
@@ -96,6 +98,7 @@ class Model:
     scan_embedding: bool = True
     regions: tuple[int, int] | None = None
     terrain: Terrain = Terrain()
+    transport: Literal["wind", "fields", "attention", "off"] = "wind"
     calendar: Literal["off", "day", "day_and_year"] = "day"
     predict: Literal["change", "value"] = "change"
     activation_checkpointing: bool = False

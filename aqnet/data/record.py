@@ -96,7 +96,7 @@ class TimeIndex:
         day = hour // HOURS_PER_DAY
         first = self.stores[0]
         shape = len(days), len(first.channels["air"]), *first.grid.shape
-        sums, counts = np.zeros(shape, np.float32), np.zeros(shape, np.int64)
+        sums, counts = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
         for store in self.stores:
             if store.last_day < day - max(days) or store.first_day >= day:
                 continue
@@ -108,13 +108,12 @@ class TimeIndex:
         return means(sums, counts, day, days, int(self.hours[0]) // HOURS_PER_DAY)
 
 
-def means(
-    sums: Array, counts: NDArray[np.int64], day: int, days: Sequence[int], first_day: int
-) -> Array:
+def means(sums: Array, counts: Array, day: int, days: Sequence[int], first_day: int) -> Array:
     """Means over the last `days` days before `day` by sums and counts [N, C, H, W], as
     `Fields.recent` gives them; the record begins on `first_day`."""
-    known = np.array([2 * (day - first_day) >= n for n in days])[:, None, None, None] & (counts > 0)
-    return np.where(known, sums / np.maximum(counts, 1), np.nan).astype(np.float32)
+    reaches_back = np.array([2 * (day - first_day) >= n for n in days])[:, None, None, None]
+    known = reaches_back & (counts > 0)
+    return np.divide(sums, counts, out=np.full_like(sums, np.nan), where=known)
 
 
 def _check_year(store: Store, year: int) -> None:

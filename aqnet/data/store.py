@@ -171,8 +171,8 @@ class Store:
             return np.concatenate([self.read(row, kind) for kind in kinds])
         return self._chunk(kind, row).astype(np.float32, copy=False)
 
-    def before(self, day: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Sum and count of the values of `air` before a day since 1970, each [C, H, W].
+    def before(self, day: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Sum and number of the values of `air` before a day since 1970, each [C, H, W].
 
         Raises:
             AqnetError: a chunk is missing or damaged; store and day are named.
@@ -180,9 +180,9 @@ class Store:
         row = min(day - 1, self.last_day) - self.first_day
         if row < 0:
             shape = len(self.channels["air"]), *self.grid.shape
-            return np.zeros(shape, np.float32), np.zeros(shape, np.int64)
+            return np.zeros(shape, np.float32), np.zeros(shape, np.float32)
         total, count = (self._chunk(name, row) for name in ("daily_sum", "daily_count"))
-        return total, count.astype(np.int64)
+        return total, count.astype(np.float32)
 
     def lost(self) -> list[str]:
         """Files of fields and daily sums that are not there, and what they held."""

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from aqnet.batch import Statistics
+from aqnet.config import item_bytes
 from aqnet.data.dataset import ForecastDataset
 from aqnet.data.record import TimeIndex, open_stores
-from aqnet.data.store import Kind, Store
+from aqnet.data.store import Chunks, Kind, Store
 from aqnet.errors import AqnetError
 from tests.data.worlds import FIRST, GAP, LAST, NAMES, config, hour, value, write, write_both
 
@@ -128,6 +129,34 @@ def test_an_item_reads_only_what_it_needs(folder: Path, monkeypatch: pytest.Monk
     read.clear()
     _ = dataset(folder, "none", **WEATHER)[2]
     assert len(read) == 4
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {},
+        WEATHER,
+        {**WEATHER, "recent_days": [1], "history_hours": [0, -24]},
+        {"variables": ["pm25", "o3"]},
+        {"variables": ["temp", "lat2d"]},
+    ],
+)
+def test_the_bytes_of_an_item_are_those_told(
+    folder: Path, data: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+):
+    model = {"predict": "value", "terrain": {"enabled": False}}
+    settings = config(folder, **data, model=model)
+    train = ForecastDataset(settings, "train", STATISTICS, open_stores(settings))
+    read, chunk = [], Chunks.read
+
+    def noted(self: Chunks, row: int) -> np.ndarray:
+        values = chunk(self, row)
+        read.append(values.nbytes)
+        return values
+
+    monkeypatch.setattr(Chunks, "read", noted)
+    _ = train[train.times.tolist().index(hour("2015-12-31T12"))]
+    assert sum(read) == item_bytes(settings.data, 12)
 
 
 def recent(time: int, days: int, channel: int) -> np.ndarray:

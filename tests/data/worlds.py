@@ -74,6 +74,7 @@ def write_both(folder: Path, **other: Any) -> None:
 
 
 def config(folder: Path, **data: Any) -> configs.Config:
+    model = {"scan": "raster", "transport": "off", **data.pop("model", {})}
     tree = {
         "run_dir": "run",
         "data": {
@@ -88,7 +89,7 @@ def config(folder: Path, **data: Any) -> configs.Config:
             },
             **data,
         },
-        "model": {"scan": "raster"},
+        "model": model,
         "train": {"max_steps": 1, "effective_batch": 24, "micro_batch": 2},
     }
     return configs.from_dict(tree, "here")

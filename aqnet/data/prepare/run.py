@@ -30,8 +30,8 @@ from aqnet.data.prepare import domain, origin, shards, store_writer
 from aqnet.data.prepare.parallel import ProgressLines, Workers
 from aqnet.data.prepare.store_writer import StoreWriter
 from aqnet.data.regridding.model_grid import ModelGrid
-from aqnet.data.sources import units
-from aqnet.data.sources.view import hour_text, open_sources
+from aqnet.data.sources.several import open_sources
+from aqnet.data.sources.view import hour_text
 from aqnet.errors import AqnetError
 
 Array = NDArray[Any]
@@ -92,7 +92,7 @@ def _write_years(
             origin.store_path(config, year),
             weather=config.data.stored_weather,
             air=config.data.targets,
-            units={n: units.canonical_unit(n) or "" for n in (*config.data.stored, *static)},
+            units={name: grid.sources.unit(name) for name in (*config.data.stored, *static)},
             time=grid.sources.times[rows],
             grid=where,
             static=static,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from aqnet.config import STATIC_VARIABLES, Config, Source
 from aqnet.data.layout import Layout
 from aqnet.data.record import means
 from aqnet.data.regridding.model_grid import ModelGrid
-from aqnet.data.sources.view import SourceView
+from aqnet.data.sources.several import open_sources
 from aqnet.data.store import HOURS_PER_DAY, Kind
 from aqnet.errors import AqnetError
 from aqnet.grid import Floats, same_place
@@ -31,8 +32,15 @@ class Analysis:
             AqnetError: the files cannot be read, or their grid is not the layout's.
         """
         data = config.data
-        names = data.sources[0].names if data.sources else {}
-        self._view = SourceView(Source(path, names), data.units)
+        names = [source.names for source in data.sources] or [{}]
+        paths = path.split(",") if len(names) > 1 else [path]
+        if len(paths) != len(names):
+            raise AqnetError(
+                f"--source {path!r}: data.sources has {len(names)} entries; give a path for each, "
+                "separated by commas"
+            )
+        sources = tuple(Source(*each) for each in zip(paths, names, strict=True))
+        self._view = open_sources(replace(data, sources=sources), write=False)
         self._grid = ModelGrid(config, self._view)
         self._channels = layout.channels
         self._inputs = [name for name in data.variables if name not in STATIC_VARIABLES]
@@ -70,7 +78,7 @@ class Analysis:
         `record.Fields.recent`."""
         day = hour // HOURS_PER_DAY
         shape = len(days), len(self._channels["air"]), *self._grid.lat.shape
-        sums, counts = np.zeros(shape, np.float32), np.zeros(shape, np.int64)
+        sums, counts = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
         of_day = self.hours // HOURS_PER_DAY
         for earlier in self.hours[(of_day >= day - max(days)) & (of_day < day)].tolist():
             values = self.read(earlier, "air")
