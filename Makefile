@@ -14,10 +14,10 @@ check: .venv/installed
 	$(BIN)/mypy
 
 test: .venv/installed
-	$(BIN)/python -m pytest -m 'not slow and not slurm'
+	$(BIN)/python -m pytest -m 'not slow and not slurm and not faults'
 
 slow: .venv/installed
-	$(BIN)/python -m pytest -m 'slow and not slurm' || test $$? -eq 5
+	$(BIN)/python -m pytest -m 'slow and not slurm and not faults' || test $$? -eq 5
 
 # starts a Slurm of three virtual nodes on this machine (as root, by ../shared/tools/local_slurm), and ends it
 test-slurm: .venv/installed

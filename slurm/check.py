@@ -21,7 +21,7 @@ from aqnet import config as configs
 from aqnet.checkpoint import files as checkpoint_files
 from aqnet.checkpoint.files import Loaded
 from aqnet.config import Config
-from aqnet.data import dataset, statistics
+from aqnet.data import record, statistics
 from aqnet.errors import AqnetError
 from aqnet.plan import machine
 from aqnet.plan.extent import extent_of
@@ -198,7 +198,7 @@ class Check:
 
     @cached_property
     def _stores(self) -> list[Any]:
-        return list(dataset.open_stores(self.config))
+        return list(record.open_stores(self.config))
 
     @cached_property
     def _loaded(self) -> Loaded | None:

@@ -61,6 +61,25 @@ def test_torch_distributed_is_called_in_one_package(path: Path):
         assert not any("DistributedDataParallel" in name for name in imported(text) | attributes)
 
 
+READERS = {"xarray", "cf_xarray", "netCDF4", "cfgrib", "rioxarray"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_what_reads_other_peoples_files_is_imported_in_one_room(path: Path):
+    inside = path.relative_to(PACKAGE).parts[:2] == ("data", "sources")
+    used = {name.split(".")[0] for name in imported(path.read_text())} & READERS
+    assert inside or not used
+    if used:  # and there inside functions, so that training needs none of them
+        top = ast.parse(path.read_text()).body
+        names = {
+            name
+            for node in top
+            for name in imported(ast.unparse(node))
+            if isinstance(node, ast.Import | ast.ImportFrom)
+        }
+        assert not {name.split(".")[0] for name in names} & READERS
+
+
 def test_the_check_sees_imports_of_every_form():
     text = "import aqnet.data.store\nfrom aqnet import model\ndef f():\n from aqnet.config import x"
     assert parts(text) == {"data", "model", "config"}

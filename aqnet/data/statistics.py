@@ -13,7 +13,6 @@ from aqnet.batch import Statistics
 from aqnet.config import STATIC_VARIABLES, Config, periods
 from aqnet.data.moments import Moments, merged, moments
 from aqnet.data.prepare.store_writer import writing
-from aqnet.data.sources.view import dynamic_names
 from aqnet.data.store import Store
 from aqnet.errors import AqnetError
 from aqnet.files import replace_text
@@ -25,7 +24,7 @@ def compute(config: Config, stores: Sequence[Store]) -> Statistics:
     Raises:
         AqnetError: a variable has no value there.
     """
-    names = dynamic_names(config.data)
+    names = config.data.stored
     statics = tuple(name for name in config.data.variables if name in STATIC_VARIABLES)
     training = periods.intervals(config.data.split.train)
     parts = []
@@ -77,7 +76,7 @@ def read(config: Config, stores: Sequence[Store]) -> Statistics:
     for store in stores:
         if checksums.get(store.path.name) != store.checksum:
             raise AqnetError(f"{path}: made from another {store.path.name}; {again}")
-    for name in (*config.data.variables, *config.data.targets):
+    for name in (*config.data.variables, *config.data.stored):
         if name not in found.names:
             raise AqnetError(f"{path}: lacks the variable {name!r}; {again}")
     return found

@@ -135,6 +135,7 @@ def write_caqra(
                 file.createVariable(name, "f4", ("y", "x"))[:] = data
             for name in CAQRA:
                 field = rng.uniform(1, 50, lat.shape).astype(np.float32)
+                field += {"temp": 250, "psfc": 9e4}.get(name, 0)
                 if "values" in other:
                     field = other["values"](name, int(hour))  # type: ignore[operator]
                 options = {"fill_value": -999.0, "fletcher32": bool(other.get("checksums"))}
