@@ -40,7 +40,7 @@ def trained(tree: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(scope="module")
 def files(tree: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A perfect forecast of 200 h from the first hour of the test split: the stores' own weather."""
+    """A perfect forecast of 200 h from the first hour of the test split: what the stores hold."""
     path = tmp_path_factory.mktemp("files") / "perfect.nc"
     store = open_store(Path(tree["data"]["stores"]) / "2015.zarr")
     start = int(np.searchsorted(store.time, hour(FIRST)))
