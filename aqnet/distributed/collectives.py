@@ -134,7 +134,9 @@ def explained() -> Iterator[None]:
             _tell(error)
             raise
         message = one_line(error)
-        raise AqnetError(message if _arrivals is None else _arrivals.explanation(message)) from error
+        raise AqnetError(
+            message if _arrivals is None else _arrivals.explanation(message)
+        ) from error
     except (ArithmeticError, AssertionError, LookupError, OSError, TypeError, ValueError) as error:
         _tell(error)
         raise

@@ -65,4 +65,6 @@ def report(seconds: float, num_bytes: int, nodes: int, per_node: int, gpu: str) 
     message += f"; the plan for {machine.name} assumes {moved / planned:.3g} GB/s"
     if planned / seconds > _WORTH_A_WARNING:
         return message
-    return f"warning: {message}, three times as much; see docs/troubleshooting.md, slow on many nodes"
+    return (
+        f"warning: {message}, three times as much; see docs/troubleshooting.md, slow on many nodes"
+    )

@@ -85,7 +85,9 @@ def draw_all(
         f"perfect forecast jumps from 0 to 1 there. Bins of at least {FEWEST_PAIRS} pairs."
     )
     if set(data.targets) & set(metrics.EVENT_THRESHOLDS):
-        keep("reliability", "Reliability of exceedance", caption, reliability(records, config, units))
+        keep(
+            "reliability", "Reliability of exceedance", caption, reliability(records, config, units)
+        )
     caption = (
         "Number of pairs by forecast and truth, darker is more (logarithmic, one scale a row). The "
         f"lowest and highest {LEFT_OUT:.2%} of values lie off the panel."
