@@ -98,6 +98,7 @@ class Model:
     scan_embedding: bool = True
     regions: tuple[int, int] | None = None
     terrain: Terrain = Terrain()
+    transport: Literal["wind", "fields", "attention", "off"] = "wind"
     calendar: Literal["off", "day", "day_and_year"] = "day"
     predict: Literal["change", "value"] = "change"
     activation_checkpointing: bool = False

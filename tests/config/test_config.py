@@ -75,6 +75,7 @@ def test_shipped_configs_load_and_round_trip(shipped: Path, tmp_path: Path):
         ("data.targets=[elevation]", ["data.targets", "elevation"]),
         ("data.variables=[pm25, elevation]", ["model.scan", "raster"]),
         ("data.variables=[u, v, pm25]", ["terrain", "elevation"]),
+        ("model.transport=no", ["model.transport", "off"]),
         ("data.shape=3x4", ["data.shape", "data.resample"]),
         ("data.weather=[u]", ["data.weather", "data.weather_hours", "both"]),
         ("data.weather_hours=[12]", ["data.weather", "data.weather_hours", "both"]),
@@ -126,6 +127,27 @@ def test_mistakes_are_named(path: Path, override: str, words: list[str]):
     assert "\n" not in message
     for word in words:
         assert word in message
+
+
+def test_transport_needs_wind_and_the_targets_among_the_inputs(path: Path):
+    without = ["data.variables=[pm25, elevation]", "model.scan=raster"]
+    with pytest.raises(AqnetError, match=r"model\.transport is wind.*set model\.transport: off"):
+        configs.load(path, without)
+    assert configs.load(path, [*without, "model.transport=off"]).model.transport == "off"
+    others = ["data.targets=[so2]", "model.predict=value", "model.transport=fields"]
+    with pytest.raises(AqnetError, match=r"model\.transport is fields.*'so2'"):
+        configs.load(path, others)
+
+
+def test_a_checkpoint_older_than_transport_has_none(path: Path):
+    tree = configs.to_dict(configs.load(path))
+    del tree["model"]["transport"]
+    config, _ = configs.from_checkpoint(tree, "state.json")
+    assert config.model.transport == "off"
+    new = configs.to_dict(configs.load(path, ["model.transport=off"]))
+    assert configs.changes_forbidden_on_continuation(tree, new) == []
+    changes = configs.changes_forbidden_on_continuation(tree, configs.to_dict(configs.load(path)))
+    assert changes == ["model.transport ('off' -> 'wind')"]
 
 
 def test_regions_and_windows_exclude_each_other(path: Path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from aqnet.batch import Statistics
-from aqnet.data import dataset, record, statistics
+from aqnet.data import dataset, record
 from aqnet.data.store import Kind, Store, open_store
 from aqnet.errors import AqnetError
 from tests.data.worlds import (
@@ -179,30 +179,6 @@ def test_thinned_items_are_evenly_spread(folder: Path):
     assert {few.times[0], few.times[-1]} == {train.times[0], train.times[-1]}
     assert train.thinned(1000) is train
     assert len(train.thinned(len(train) - 1)) == len(set(train.thinned(len(train) - 1).times))
-
-
-def test_initial_rho_equals_a_loop_over_cells(folder: Path):
-    train = samples(config(folder), "train", STATISTICS)
-    rho = statistics.initial_rho(train)
-    for k, lead in enumerate((3, 24)):
-        for t, name in enumerate(("o3", "pm25")):
-            top = bottom = 0.0
-            for time in train.times.tolist():
-                now, later = normalised(name, time), normalised(name, time + lead)
-                for y, x in zip(*np.nonzero(grid().mask.numpy()), strict=True):
-                    if np.isfinite(now[y, x]) and np.isfinite(later[y, x]):
-                        top += now[y, x] * later[y, x]
-                        bottom += now[y, x] ** 2
-            assert rho[k, t].item() == pytest.approx(top / bottom, rel=1e-5, abs=1e-6)
-
-
-def test_initial_rho_is_zero_where_there_is_no_pair(folder: Path):
-    split = {"train": [2015], "validation": ["2016-01-02"], "test": ["2016-01-03/2016-12-31"]}
-    settings = config(folder, lead_times=[3, 24 * 100], split=split)  # the record ends before
-    test = samples(settings, "test", STATISTICS)
-    rho = statistics.initial_rho(test)
-    assert rho[1].tolist() == [0.0, 0.0]
-    assert (rho[0] != 0).all()
 
 
 def test_lead_times_that_no_hour_of_the_stores_has_are_refused(folder: Path):

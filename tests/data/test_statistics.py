@@ -36,7 +36,7 @@ def config(tmp_path: Path) -> configs.Config:
             "targets": ["pm25"],
             "split": days,
         },
-        "model": {"scan": "raster", "terrain": {"enabled": False}},
+        "model": {"scan": "raster", "transport": "off", "terrain": {"enabled": False}},
         "train": {"max_steps": 1},
     }
     return configs.from_dict(tree, "here")

@@ -74,7 +74,7 @@ def write_both(folder: Path, **other: Any) -> None:
 
 
 def config(folder: Path, **data: Any) -> configs.Config:
-    model = {"scan": "raster", **data.pop("model", {})}
+    model = {"scan": "raster", "transport": "off", **data.pop("model", {})}
     tree = {
         "run_dir": "run",
         "data": {
