@@ -1,7 +1,7 @@
 # README's commands. Everything they install goes to .venv, everything they write to demo/.
 PYTHON ?= python3
 BIN := .venv/bin
-.PHONY: check test slow test-slurm demo demo-data
+.PHONY: check test slow faults test-slurm demo demo-data
 
 .venv/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -18,6 +18,11 @@ test: .venv/installed
 
 slow: .venv/installed
 	$(BIN)/python -m pytest -m 'slow and not slurm and not faults' || test $$? -eq 5
+
+# hundreds of injected faults, hours; writes the table of docs/reliability.md. Fewer: make faults FAULTS='--kills 20 --soak 5'
+FAULTS ?=
+faults: .venv/installed
+	$(BIN)/python -m tests.faults --write $(FAULTS)
 
 # starts a Slurm of three virtual nodes on this machine (as root, by ../shared/tools/local_slurm), and ends it
 test-slurm: .venv/installed

@@ -34,7 +34,8 @@ def place(tmp_path: Path) -> Iterator[Path]:
 def trained(tiny: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump({**tiny, "run_dir": str(folder / "run")}))
+    length = {**tiny["train"], "decay_steps": 4}  # the schedule must not hang on max_steps
+    path.write_text(yaml.safe_dump({**tiny, "run_dir": str(folder / "run"), "train": length}))
     run("train.py", "--config", str(path))
     return folder
 
@@ -62,8 +63,6 @@ def test_a_run_that_meets_a_full_disk_keeps_its_checkpoints(trained: Path, place
     before = latest.read_bytes()
     arguments = ["--config", str(trained / "config.yaml"), f"run_dir={run_dir}"]
     more = [*arguments, "train.max_steps=6", "train.checkpoint_every=1"]
-    # the learning rate's schedule hangs on the length
-    more.append("train.decay_steps=4")
     for trouble in (disk.full(place, 0), disk.full(place, 40_000), disk.read_only(place)):
         assert disk.check(train.main, more, trouble) == "refused"
         assert latest.read_bytes() == before
