@@ -192,7 +192,7 @@ class ClimaX(nn.Module):
         batch, num_leads = lead_time.shape
         matches = lead_time.unsqueeze(-1) == self.lead_times
         height, width = self.grid_shape
-        brought = self._bring(fields, matches.int().argmax(dim=-1))
+        brought = self.bring(fields, matches.int().argmax(dim=-1))
         patch = self.model.patch
         padded = F.pad(fields, (0, -width % patch, 0, -height % patch), value=float("nan"))
         sector = self._sectors(padded)
@@ -212,7 +212,7 @@ class ClimaX(nn.Module):
             known = (lead_time == self.lead_times).all(dim=-1, keepdim=True)
         return forecast.masked_fill(~known[..., None, None, None], float("nan"))
 
-    def _bring(self, fields: Tensor, own: Tensor) -> Brought:
+    def bring(self, fields: Tensor, own: Tensor) -> Brought:
         """What the air brings to the lead times numbered `own` [B, K]."""
         if self.model.transport == "off":
             return Brought()
