@@ -9,7 +9,7 @@ import struct
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,9 @@ _GRIB, _GEOTIFF = (".grib", ".grib2", ".grb", ".grb2"), (".tif", ".tiff")
 _MARKS = ("_FillValue", "missing_value")
 _LIMITS = ("valid_range", "valid_min", "valid_max")
 _NUMBERS = (*_MARKS, *_LIMITS, "scale_factor", "add_offset")
+
+# what says the meaning of a coordinate (CF, THREDDS, GFDL, GrADS)
+_MEANING = ("standard_name", "units", "axis", "_CoordinateAxisType", "cartesian_axis", "grads_dim")
 
 Floats = NDArray[np.float32] | NDArray[np.float64]
 
@@ -84,17 +87,11 @@ class SourceFile:
 
     def meaning(self, what: str) -> list[str]:
         """Variables that their attributes say to be a `latitude`, `longitude`, `X` or `Y`."""
-        return self._meanings.get(what, [])
-
-    @cached_property
-    def _meanings(self) -> dict[str, list[str]]:
-        import cf_xarray  # noqa: F401 (registers `cf`)
-        import xarray
-
-        # all are asked, also those that the file calls no coordinates, for their attributes alone
-        asked = {name: ((), 0, self._variables[name].attrs) for name in self.names}
-        found = xarray.Dataset(coords=asked).cf
-        return {**found.axes, **found.coordinates}
+        told = tuple(
+            (name, *(str(self.attribute(name, key) or "") for key in _MEANING))
+            for name in self.names
+        )
+        return _meanings(told).get(what, [])
 
     @cached_property
     def cells(self) -> Cells:
@@ -251,6 +248,19 @@ def _beyond(limits: dict[str, Any], raw: Any) -> list[tuple[np.ufunc, float]]:
             limit += half if compare is np.greater else -half
         found.append((compare, float(limit)))
     return found
+
+
+@lru_cache(maxsize=16)  # thousands of files of a source say the same
+def _meanings(told: tuple[tuple[Any, ...], ...]) -> dict[str, list[str]]:
+    """cf_xarray's axes and coordinates among variables of these names and attributes; all are
+    asked, also those that the file calls no coordinates."""
+    import cf_xarray  # noqa: F401 (registers `cf`)
+    import xarray
+
+    attributes = {name: dict(zip(_MEANING, rest, strict=True)) for name, *rest in told}
+    asked = {name: ((), 0, found) for name, found in attributes.items()}
+    found = xarray.Dataset(coords=asked).cf
+    return {**found.axes, **found.coordinates}
 
 
 @contextmanager

@@ -150,6 +150,8 @@ class SourceView:
         lat, lon = file.cells.lat, file.cells.lon
         if not hasattr(self, "lat"):
             self.lat, self.lon, self._grid_of = lat, lon, file.path
+        elif np.array_equal(lat, self.lat) and np.array_equal(lon, self.lon):
+            return
         elif not same_place(lat, lon, self.lat, self.lon):
             where = f"{file.path}: the grid differs from that of {self._grid_of}"
             if lat.shape != self.lat.shape:
