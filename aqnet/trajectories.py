@@ -217,7 +217,7 @@ def _velocity(grid: Grid) -> Tensor:
         adjugate / torch.where(flat, 1.0, determinant),
     )
     height, width = grid.shape
-    size = torch.tensor([max(width - 1, 1), max(height - 1, 1)]).view(2, 1, 1, 1)
+    size = torch.tensor([max(width - 1, 1), max(height - 1, 1)]).double().view(2, 1, 1, 1)
     return inverse * (2.0 * SECONDS_PER_HOUR / size)
 
 

@@ -21,7 +21,7 @@ from aqnet import config as configs
 from aqnet.checkpoint import files as checkpoint_files
 from aqnet.checkpoint.files import Loaded
 from aqnet.config import Config
-from aqnet.data import dataset, statistics
+from aqnet.data import record, statistics
 from aqnet.errors import AqnetError
 from aqnet.plan import machine
 from aqnet.plan.extent import extent_of
@@ -102,10 +102,10 @@ def seconds(text: str) -> float:
 class Check:
     """Each method looks at one thing, and returns a sentence or raises AqnetError.
 
-    `preset` is a machine of `aqnet.plan`; without one, this machine is measured.
+    `preset` is a machine of `aqnet.plan`; `local` measures this one.
     """
 
-    def __init__(self, config: Config, job: Job, preset: str | None) -> None:
+    def __init__(self, config: Config, job: Job, preset: str) -> None:
         self.config, self.job, self.preset = config, job, preset
 
     def batch(self) -> str:
@@ -185,7 +185,7 @@ class Check:
 
     @cached_property
     def _machine(self) -> machine.Machine:
-        return machine.machine_of(self.preset, self.config)
+        return machine.machine_of(None if self.preset == "local" else self.preset, self.config)
 
     @cached_property
     def _plan(self) -> dict[str, Any]:
@@ -198,7 +198,7 @@ class Check:
 
     @cached_property
     def _stores(self) -> list[Any]:
-        return list(dataset.open_stores(self.config))
+        return list(record.open_stores(self.config))
 
     @cached_property
     def _loaded(self) -> Loaded | None:
@@ -214,7 +214,7 @@ def main() -> int:
     parser.add_argument("--config", required=True)
     parser.add_argument("--script", type=Path, required=True, help="the batch script")
     parser.add_argument("--nproc", type=int, help="processes per node (default: its GPUs)")
-    parser.add_argument("--preset", choices=machine.PRESETS)
+    parser.add_argument("--preset", choices=("local", *machine.PRESETS), default="local")
     parser.add_argument("--option", action="append", default=[], help="an option of sbatch")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     options = parser.parse_args()

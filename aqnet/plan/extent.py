@@ -11,7 +11,7 @@ import torch
 import zarr
 from torch import Tensor
 
-from aqnet.config import STATIC_VARIABLES, Config, periods
+from aqnet.config import Config, periods
 from aqnet.errors import AqnetError, one_line
 from aqnet.grid import Grid
 
@@ -56,15 +56,6 @@ def extent_of(config: Config) -> Extent:
         f"of the training periods, and {share:.0%} of the patches in the domain are assumed"
     )
     return Extent(_grid(_first_patches(shape, config.model.patch, share)), hours, (text,))
-
-
-def item_bytes(config: Config, shape: tuple[int, int]) -> float:
-    """Uncompressed bytes of the hours that an item reads, each with all stored channels."""
-    data = config.data
-    channels = {*data.variables, *data.targets} - set(STATIC_VARIABLES)
-    hours = len(data.history_hours) + len(data.lead_times)
-    width = 2 if data.dtype == "float16" else 4
-    return float(width * hours * len(channels) * shape[0] * shape[1])
 
 
 def _stored(config: Config, paths: Sequence[Path]) -> Extent:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from aqnet.config import Config
-from aqnet.plan.rehearsal import Rehearsal, base_of_a_process
+
+if TYPE_CHECKING:
+    from aqnet.plan.rehearsal import Rehearsal
 
 GB = 1e9
 
@@ -115,6 +118,9 @@ def this_machine(config: Config) -> Machine:
         text = "2 GB of a process before the model (context, kernels, communicator) are assumed"
         return Machine("this machine", total, _GPU_BASE, True, None, (text,))
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    # every rank of a run imports this file for its network, and needs no memory tracker
+    from aqnet.plan.rehearsal import base_of_a_process
+
     base = base_of_a_process(config)
     text = (
         "what a process holds beside its tensors was measured with the smallest model of this "

@@ -20,7 +20,7 @@ from aqnet.config import Config
 from aqnet.errors import AqnetError
 from aqnet.files import replace_text
 from aqnet.plan import machine as machines
-from aqnet.plan.extent import Extent, extent_of, item_bytes
+from aqnet.plan.extent import Extent, extent_of
 from aqnet.plan.machine import GB, Machine
 from aqnet.plan.rehearsal import Rehearsal, rehearse, timed
 
@@ -67,7 +67,7 @@ def plan(
         "all_reduce_bytes": 4 * tried.parameters,
         "checkpoint_bytes": tried.checkpoint_bytes,
         "checkpoint_seconds": tried.checkpoint_bytes / _DISK,
-        "read_bytes_per_item": item_bytes(config, extent.grid.shape),
+        "read_bytes_per_item": configs.item_bytes(config.data, extent.grid.mask.numel()),
     }
     return figures | _speed(config, figures, nodes, per_node, machine, times)
 

@@ -54,7 +54,7 @@ class StepResult(NamedTuple):
         loss: weighted loss of the step; NaN without a valid cell.
         norm: gradient norm before clipping.
         flags: sums over the ranks of what `optimizer_step` was given.
-        updated: whether the weights were changed; false after a bad step.
+        updated: whether the weights were changed; false after a bad step or without a valid cell.
         times: input times of this rank's items, hours since 1970 UTC, -1 for empty ones.
     """
 
@@ -120,8 +120,8 @@ def warm_up(state: TrainingState, empty: Batch) -> None:
     """
     empty = empty.to(state.device)
     errors, _ = loss_sums(forward(state, state.parallel, empty), empty, state.config)
-    distributed.arrive()
-    errors.sum().backward()
+    with distributed.collective():
+        errors.sum().backward()
     state.optimizer.zero_grad()
 
 
@@ -143,9 +143,8 @@ def _accumulate(
                 seed_micro_batch(state.config.seed, step, micro_step)
                 forecast = forward(state, state.parallel, batch)
                 errors, cells = loss_sums(forecast, batch, state.config)
-            with watch.part("backward"):
-                if last:
-                    distributed.arrive()
+            exchange = distributed.collective() if last else contextlib.nullcontext()
+            with watch.part("backward"), exchange:
                 (errors * state.weights).sum().backward()
                 totals += torch.stack([errors.detach().double(), cells.double()])
     with watch.part("backward"):  # on a GPU, here is where its work is waited for

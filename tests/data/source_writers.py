@@ -69,7 +69,14 @@ CONFIG = {
         "lead_times": [12],
         "split": {"train": ["2013"], "validation": ["2014"], "test": ["2015"]},
     },
-    "model": {"patch": 1, "embed_dim": 8, "num_heads": 2, "depth": 1, "scan": "raster"},
+    "model": {
+        "patch": 1,
+        "embed_dim": 8,
+        "num_heads": 2,
+        "depth": 1,
+        "scan": "raster",
+        "transport": "off",
+    },
     "train": {"max_steps": 1},
 }
 

@@ -28,7 +28,7 @@ CONFIG = configs.from_dict(
             "lead_times": list(LEADS),
             "split": {"train": ["2017"], "validation": ["2018-01"], "test": ["2018-02"]},
         },
-        "model": {"scan": "raster", "terrain": {"enabled": False}},
+        "model": {"scan": "raster", "transport": "off", "terrain": {"enabled": False}},
         "train": {"max_steps": 1},
     },
     "here",

@@ -32,7 +32,12 @@ def config(**train: object) -> Config:
         "lead_times": [12, 24],
         "split": split,
     }
-    model = {"scan": "raster", "terrain": {"enabled": False}, "predict": "value"}
+    model = {
+        "scan": "raster",
+        "transport": "off",
+        "terrain": {"enabled": False},
+        "predict": "value",
+    }
     settings = {"max_steps": 5, "clip_norm": 1e9, "target_weights": {"co": 3.0}, **train}
     return from_dict({"run_dir": "none", "data": data, "model": model, "train": settings}, "toy")
 

@@ -14,7 +14,6 @@ from aqnet.config import STATIC_VARIABLES, Config
 from aqnet.data.regridding.resample import Resampler
 from aqnet.data.regridding.static_fields import StaticFile
 from aqnet.data.sources.several import COUNTS, Sources
-from aqnet.data.sources.view import dynamic_names
 from aqnet.data.store import HOURS_PER_SHARD
 from aqnet.errors import AqnetError
 from aqnet.grid import Grid
@@ -35,7 +34,7 @@ class ModelGrid:
     def __init__(self, config: Config, sources: Sources) -> None:
         """
         Raises:
-            AqnetError: `data.winds` is grid and u or v is missing from `data.variables`.
+            AqnetError: `data.winds` is grid and one of u and v alone is stored.
         """
         self._data, self.sources = config.data, sources
         self._resampler: Resampler | None = None
@@ -46,7 +45,7 @@ class ModelGrid:
                 config.data.resample, sources.lat, sources.lon, config.data.shape
             )
             self.lat, self.lon = self._resampler.lat, self._resampler.lon
-        if config.data.winds == "grid" and len({"u", "v"} & set(config.data.variables)) == 1:
+        if config.data.winds == "grid" and len({"u", "v"} & set(config.data.stored)) == 1:
             raise AqnetError("data.winds is grid: data.variables needs both u and v to turn them")
 
     def read(self, names: Sequence[str], rows: slice) -> NDArray[np.float32]:
@@ -57,7 +56,7 @@ class ModelGrid:
 
     def blocks(self, start: int, stop: int) -> list[slice]:
         """Rows start to stop in blocks of whole shards that a worker can hold."""
-        hour = 4 * len(dynamic_names(self._data)) * max(self.lat.size, self.sources.lat.size)
+        hour = 4 * len(self._data.stored) * max(self.lat.size, self.sources.lat.size)
         shard = HOURS_PER_SHARD
         size = int(max(shard, min(_BLOCK_HOURS, _BLOCK_BYTES // hour // shard * shard)))
         # at multiples of the size, so that blocks begin where chunks of the source do

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from aqnet.config import STATIC_VARIABLES, Data, Source
+from aqnet.config import Data, Source
 from aqnet.data.regridding.winds import grid_angle, to_earth
 from aqnet.data.sources import caqra, limits, units
 from aqnet.data.sources.cells import Cells
@@ -323,9 +323,3 @@ class SourceView:
             found, zeroed = units.without_noise(found)
             self.noise[name] += zeroed
         return found
-
-
-def dynamic_names(data: Data) -> tuple[str, ...]:
-    """Variables with a time: inputs, then targets that are no input."""
-    names = [name for name in data.variables if name not in STATIC_VARIABLES]
-    return (*names, *(name for name in data.targets if name not in names))

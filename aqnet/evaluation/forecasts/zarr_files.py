@@ -19,7 +19,7 @@ from aqnet.batch import Batch, Statistics
 from aqnet.config import Config
 from aqnet.errors import AqnetError
 from aqnet.evaluation.interpolation import bilinear
-from aqnet.files import partial_of, replace_folder
+from aqnet.files import partial_of, replace_folder, writing
 from aqnet.grid import Grid
 
 # names of the CF standard name table
@@ -41,7 +41,13 @@ def create(
     Arrays are float32 [time, lead_time, y, x] with one chunk per time, NaN outside the domain and
     where nothing was written.
     """
-    partial = partial_of(path)
+    with writing(path):
+        _create(partial_of(path), times, config, grid, units)
+
+
+def _create(
+    partial: Path, times: NDArray[np.int64], config: Config, grid: Grid, units: dict[str, str]
+) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.parent.mkdir(parents=True, exist_ok=True)
     group = zarr.open_group(partial, mode="w", zarr_format=3)
@@ -75,6 +81,7 @@ class Writer:
     def __init__(
         self, path: Path, times: NDArray[np.int64], config: Config, grid: Grid, numbers: Statistics
     ) -> None:
+        self._path = path
         group = zarr.open_group(partial_of(path), mode="r+")
         self._arrays = [_array(group, name) for name in config.data.targets]
         self._rows = {int(time): row for row, time in enumerate(times)}
@@ -88,8 +95,9 @@ class Writer:
             if time in self._rows:
                 physical = forecast[item].double().cpu() * self._std + self._mean
                 values = physical.where(self._mask, np.nan).float().numpy()
-                for target, array in enumerate(self._arrays):
-                    array[self._rows[time]] = values[:, target]
+                with writing(self._path):
+                    for target, array in enumerate(self._arrays):
+                        array[self._rows[time]] = values[:, target]
 
 
 class ExternalForecast:
@@ -121,9 +129,16 @@ class ExternalForecast:
         return self._regrid(values.reshape(*values.shape[:2], -1))
 
 
-def commit(path: Path) -> None:
-    """Give the whole store its name, in place of an older one, once every rank has written."""
-    replace_folder(partial_of(path), path)
+def commit(path: Path, target: Path | None = None) -> None:
+    """Give the whole store its name `target`, else `path`, in place of an older one, once every
+    rank has written."""
+    with writing(path):
+        replace_folder(partial_of(path), target or path)
+
+
+def discard(path: Path) -> None:
+    """Remove what `create` began and nobody committed."""
+    shutil.rmtree(partial_of(path), ignore_errors=True)
 
 
 class OffTheHour(AqnetError):

@@ -153,7 +153,7 @@ def test_a_sound_training_store_has_no_problem(training: Path):
 
 
 def test_every_damage_of_a_training_store_is_found(training: Path):
-    shards = sorted(file for file in (training / "fields/c").rglob("*") if file.is_file())
+    shards = sorted(file for file in (training / "air/c").rglob("*") if file.is_file())
     data = bytearray(shards[0].read_bytes())
     data[20] ^= 1
     shards[0].write_bytes(data)
@@ -177,7 +177,8 @@ def test_unfinished_and_strange_folders_are_problems_and_nothing_is_an_error(
     where = worlds.grid()
     store_writer.create(
         tmp_path / "2015.zarr",
-        names=("pm25",),
+        weather=(),
+        air=("pm25",),
         units={},
         time=np.arange(5),
         grid=where,

@@ -8,7 +8,7 @@ from aqnet.config import Data, Source, load
 from aqnet.data.inspect import run as inspect
 from aqnet.data.sources import files as source_files
 from aqnet.data.sources.several import open_sources
-from aqnet.data.sources.view import Rules, SourceView, dynamic_names
+from aqnet.data.sources.view import Rules, SourceView
 from aqnet.errors import AqnetError
 from tests.data.source_writers import LAT, LON, TARGETS, fields, hours, write_zarr
 
@@ -196,7 +196,7 @@ def test_real_data_read_in_physical_units(name, count, monkeypatch):
         pytest.skip(f"{data.sources[0].path} is not on this machine")
     view = open_sources(data)
     assert len(view.times) == count
-    names = dynamic_names(data)
+    names = data.stored
     block = view.read(names, slice(2000, 2240))
     co = block[:, names.index("co")]
     assert 100 < np.nanmean(co) < 5000
