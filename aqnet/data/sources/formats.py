@@ -102,7 +102,9 @@ def _zarr(path: Path) -> tuple[Any, Mapping[Any, Any]]:
 
 
 def _grib(path: Path) -> tuple[Any, Mapping[Any, Any]]:
-    xarray = _with("cfgrib", path)
+    import xarray
+
+    _with("cfgrib", path)
     options = {"indexpath": ""}  # nothing is written beside the file
     dataset = xarray.open_dataset(path, engine="cfgrib", decode_cf=False, backend_kwargs=options)
     return dataset, dataset.variables
@@ -113,7 +115,7 @@ def _geotiff(path: Path) -> tuple[Any, Mapping[Any, Any]]:
     Raises:
         AqnetError: it is projected.
     """
-    dataset = _with("rioxarray", path).open_dataset(path, engine="rasterio", decode_cf=False)
+    dataset = _with("rioxarray", path).open_rasterio(path).to_dataset(name="band_data")
     if dataset.rio.crs is None or not dataset.rio.crs.is_geographic:
         raise AqnetError(
             f"{path}: is in the reference system {dataset.rio.crs}; expected degrees: warp it with "
@@ -125,14 +127,13 @@ def _geotiff(path: Path) -> tuple[Any, Mapping[Any, Any]]:
 
 
 def _with(module: str, path: Path) -> Any:
-    """xarray, with what it needs to read a kind of file."""
+    """The module that reads a kind of file."""
     try:
-        importlib.import_module(module)
+        return importlib.import_module(module)
     except ImportError:
         raise AqnetError(
             f"{path}: reading {path.suffix} files needs {module}; pip install {module}"
         ) from None
-    return importlib.import_module("xarray")
 
 
 def chunks_without_values(path: Path, name: str) -> str | None:
