@@ -27,10 +27,10 @@ _MAY_BE_ZERO = re.compile(
 
 
 def _wrong_numbers(config: Config) -> Iterator[str]:
-    """Every number is positive, save those that may be 0 and the two lists with rules of their
+    """Every number is positive, save those that may be 0 and the lists with rules of their
     own."""
     for key, value in flattened(to_dict(config)).items():
-        if key in ("data.history_hours", "model.terrain.blocks"):
+        if key in ("data.history_hours", "model.terrain.blocks", "model.quantiles"):
             continue
         for number in value if isinstance(value, list) else [value]:
             if type(number) in (int, float) and not number > 0:  # NaN is not
@@ -91,6 +91,7 @@ def _wrong_model(config: Config) -> Iterator[str]:
         yield "model.regions cannot go with model.attention: window; leave one of them out"
     if model.compatibility != "none":
         yield from _wrong_compatibility(model)
+    yield from _wrong_quantiles(model.quantiles)
     for block in model.terrain.blocks or ():
         if not 0 <= block < model.depth:
             yield f"model.terrain.blocks: {block} is no block of a model of depth {model.depth}"
@@ -100,6 +101,16 @@ def _wrong_model(config: Config) -> Iterator[str]:
                 f"model.predict is change, but the target {target!r} is not in data.variables; "
                 "add it there or set model.predict: value"
             )
+
+
+def _wrong_quantiles(levels: tuple[float, ...]) -> Iterator[str]:
+    found = f"model.quantiles {list(levels)}"
+    if len(levels) == 1:
+        yield f"{found}: give at least two, such as [0.05, 0.25, 0.5, 0.75, 0.95], or none"
+    if not all(0 < level < 1 for level in levels):
+        yield f"{found}: each must lie between 0 and 1"
+    if any(not first < second for first, second in itertools.pairwise(levels)):
+        yield f"{found}: each must be larger than the one before"
 
 
 def _wrong_compatibility(model: Model) -> Iterator[str]:

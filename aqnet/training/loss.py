@@ -46,3 +46,22 @@ def loss_weights(config: Config, device: torch.device) -> Tensor:
     leads = [train.lead_time_weights.get(str(lead), 1.0) for lead in data.lead_times]
     targets = [train.target_weights.get(name, 1.0) for name in data.targets]
     return torch.outer(torch.tensor(leads), torch.tensor(targets)).to(device)
+
+
+def pinball_sums(quantiles: Tensor, levels: tuple[float, ...], batch: Batch) -> Tensor:
+    """Sum over the valid cells of the pinball loss, the mean of it over the levels.
+
+    The loss of quantile q of level p is p (y - q) below the truth y and (1 - p) (q - y) above it;
+    its expectation is least where the truth lies below q with probability p.
+
+    Args:
+        quantiles: normalised, shape [B, Q, K, T, H, W].
+    Returns:
+        At least float32, shape [K, T].
+    """
+    quantiles = quantiles.to(torch.promote_types(quantiles.dtype, torch.float32))
+    valid, truth = batch.mask.unsqueeze(1), batch.targets.unsqueeze(1)
+    difference = torch.where(valid, truth - quantiles, quantiles.new_zeros(()))
+    level = quantiles.new_tensor(levels).view(-1, 1, 1, 1, 1)
+    losses = level * difference + F.relu(-difference)
+    return losses.sum((0, 1, 4, 5)) / len(levels)
