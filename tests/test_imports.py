@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "aqnet"
 BASE = {
     *("errors", "batch", "grid", "config", "distributed", "checkpoint", "trajectories"),
-    "run_directory",
+    *("run_directory", "counted"),
 }
 MAY_KNOW = {
     **dict.fromkeys(BASE, BASE),

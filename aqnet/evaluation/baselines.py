@@ -85,7 +85,7 @@ def fit(
     def wanted(hours: Hours) -> Flags:
         """Hours of the own months, and those from which they are forecast."""
         later = hours[:, None] + np.array([0, *lead_times])
-        return np.asarray(np.isin(_months(later), own).any(1))
+        return np.asarray(np.isin(months_at(later), own).any(1))
 
     hours = _Hours(partial(stream, wanted), mask)
     shape = num_targets, int(mask.sum())
@@ -96,7 +96,7 @@ def fit(
 
 def months_of(hours: Hours) -> set[int]:
     """Months (0 to 11) in which the hours since 1970 UTC lie."""
-    return set(np.unique(_months(hours)).tolist())
+    return set(np.unique(months_at(hours)).tolist())
 
 
 def month_of(hour: int) -> int:
@@ -104,7 +104,7 @@ def month_of(hour: int) -> int:
     return int(np.datetime64(hour, "h").astype("datetime64[M]").astype(int)) % 12
 
 
-def _months(hours: Hours) -> Hours:
+def months_at(hours: Hours) -> Hours:
     months: Hours = hours.astype("datetime64[h]").astype("datetime64[M]").astype(np.int64) % 12
     return months
 

@@ -12,30 +12,29 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from aqnet import distributed
 from aqnet.batch import Batch
 from aqnet.config import Config
+from aqnet.counted import Bins
 from aqnet.errors import AqnetError
 
-# scores are counted in bins that are equal in asinh(FINE * score): 0.0003 wide at a score of 0,
-# 0.5 % of it far away; the outermost are open
-BINS, FINE, REACH = 5000, 16.0, 12.5
+SCORE_BINS = Bins(5000, fine=16.0, reach=12.5)  # 0.0003 wide at 0, half a per cent far away
 
 
 class Calibration:
     """Counts of scores, which add up to the same for any number of processes.
 
     Attributes:
-        counts: int64, shape [Q, K, T, BINS]; times: input times with a valid cell, [K, T].
+        counts: int64, shape [Q, K, T, bins]; times: input times with a valid cell, [K, T].
     """
 
     def __init__(self, config: Config, device: torch.device) -> None:
         self.config, self.levels = config, config.model.quantiles
         shape = len(config.data.lead_times), len(config.data.targets)
-        self.counts = torch.zeros(len(self.levels), *shape, BINS, dtype=torch.int64, device=device)
+        size = len(self.levels), *shape, SCORE_BINS.number
+        self.counts = torch.zeros(size, dtype=torch.int64, device=device)
         self.times = torch.zeros(shape, dtype=torch.int64, device=device)
 
     def add(self, quantiles: Tensor, batch: Batch) -> None:
@@ -45,10 +44,9 @@ class Calibration:
         group = lead * len(self.config.data.targets) + target
         found = quantiles.movedim(1, 0)[:, batch.mask].double()  # [Q, cells]
         width = found[-1] - found[0]
-        places = torch.asinh(FINE * (batch.targets[batch.mask] - found) / width)
-        bins = ((places / REACH + 1.0) * (BINS / 2)).long().clamp(0, BINS - 1)
-        for counts, row in zip(self.counts, bins, strict=True):
-            counts += torch.bincount(group * BINS + row, minlength=counts.numel()).view_as(counts)
+        bins = SCORE_BINS.of((batch.targets[batch.mask] - found) / width)
+        for counts, row in zip(self.counts, group * SCORE_BINS.number + bins, strict=True):
+            counts += torch.bincount(row, minlength=counts.numel()).view_as(counts)
 
     def stretch(self) -> Tensor:
         """What `aqnet.model.quantiles.stretched` moves quantiles by, float32, shape [Q, K, T].
@@ -65,7 +63,8 @@ class Calibration:
             what = f"a value of {data.targets[column]} at {data.lead_times[row]} h"
             check_times(int(times), levels, what)
         counts = self.counts.cpu().numpy()
-        found = [_at_share(part, level) for part, level in zip(counts, levels, strict=True)]
+        pairs = zip(counts, levels, strict=True)
+        found = [SCORE_BINS.quantile(part, level) for part, level in pairs]
         return torch.from_numpy(np.stack(found)).float()
 
 
@@ -85,15 +84,3 @@ def check_times(found: int, levels: Sequence[float], what: str = "a sample") -> 
                 f"quantile {level:g} takes {needed}; validate on longer periods, raise "
                 "validation.max_items, or take quantiles nearer to 0.5"
             )
-
-
-def _at_share(counts: NDArray[np.int64], share: float) -> NDArray[np.float64]:
-    """The score that a share of the counted [K, T, BINS] lies below, shape [K, T]."""
-    ends = np.sinh((np.arange(BINS + 1) / (BINS / 2) - 1.0) * REACH) / FINE
-    below = counts.cumsum(-1)
-    wanted = share * below[..., -1:]
-    at = (below < wanted).sum(-1, keepdims=True)
-    inside = np.take_along_axis(counts, at, -1)
-    part = (wanted - (np.take_along_axis(below, at, -1) - inside)) / inside
-    scores: NDArray[np.float64] = ends[at] + part * (ends[at + 1] - ends[at])
-    return scores[..., 0]
