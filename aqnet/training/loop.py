@@ -248,7 +248,7 @@ def _draw_maps(run: Run, examples: Examples) -> None:
     if step >= 1.25 * run.drawn_at or is_finished(run.config, run.progress):
         run.drawn_at = step
         forecast = forward(run.trainee, run.trainee.model, examples.batch)
-        run.reporter.maps(step, forecast.float().cpu(), examples)
+        run.reporter.maps(step, forecast.mean.float().cpu(), examples)
 
 
 def _tensors(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from aqnet import distributed
-from aqnet.batch import Batch, Statistics
+from aqnet.batch import Batch, Forecast, Statistics
 from aqnet.config import Config
 from aqnet.errors import AqnetError
 
@@ -17,7 +17,7 @@ BATCHES_BETWEEN_LOOKS = 8  # at a request to stop
 
 
 def validate(
-    forecast: Callable[[Batch], Tensor],
+    forecast: Callable[[Batch], Forecast],
     loss_sums: Callable[[Tensor, Batch, Config], tuple[Tensor, Tensor]],
     weights: Tensor,
     loader: DataLoader[Batch],
@@ -28,7 +28,7 @@ def validate(
     """Score every item once; all ranks call, each with its own batches (`EvaluationSampler`).
 
     Args:
-        forecast: normalised, of a batch, shape [B, K, T, H, W].
+        forecast: of a batch.
         loss_sums: training's errors and valid cells of a forecast, each of shape [K, T].
         weights: of the loss, shape [K, T].
         stop: whether a stop was asked for; the ranks agree in it.
@@ -52,7 +52,7 @@ def validate(
         batch = next(batches, None)
         if batch is None:
             continue
-        values = forecast(batch).float()
+        values = forecast(batch).mean.float()
         batch = batch.to(values.device)
         errors, cells = loss_sums(values, batch, config)
         squares = torch.where(batch.mask, values - batch.targets, 0.0).square().sum((0, 3, 4))
