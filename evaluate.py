@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,17 +17,28 @@ from aqnet import distributed, errors
 from aqnet.batch import Batch, Statistics
 from aqnet.checkpoint import files as checkpoint_files
 from aqnet.checkpoint.files import Loaded
-from aqnet.data.dataset import ForecastDataset, target_fields
+from aqnet.config import Config, periods
+from aqnet.data.dataset import (
+    Fields,
+    ForecastDataset,
+    ItemReader,
+    TimeIndex,
+    open_stores,
+    target_fields,
+)
+from aqnet.data.layout import Layout
 from aqnet.data.loader import collate, loader
 from aqnet.data.regridding import analysis
 from aqnet.data.sampler import EvaluationSampler
 from aqnet.data.sources import forecast_files
+from aqnet.data.store import Store
 from aqnet.distributed import say
-from aqnet.errors import AqnetError
+from aqnet.errors import AqnetError, at_least
 from aqnet.evaluation import baselines, checkpoint_forecast, run, stations
 from aqnet.evaluation.forecasts import zarr_files as forecasts
 from aqnet.evaluation.report import example_forecast, results
 from aqnet.evaluation.studies import compare
+from aqnet.grid import Grid
 from aqnet.model.climax import ClimaX
 
 TIMEOUT_SECONDS = 1800.0
@@ -34,19 +46,12 @@ TIMEOUT_SECONDS = 1800.0
 
 def main() -> int:
     """Parse the command line and evaluate; returns the exit status."""
-    options = command_line().parse_args()
-    if options.compare and options.checkpoint:
-        raise AqnetError("give --checkpoint RUN_DIR or --compare RUN_A RUN_B, not both")
-    if options.source and not options.forecast:
-        raise AqnetError("--source needs --forecast TIME; a split is scored on the stores")
-    names = [text.partition("=")[0] for text in options.forecast_file]
-    if len(set(names)) < len(names):
-        raise AqnetError(f"--forecast-file: {', '.join(names)}: each needs a NAME of its own")
-    if options.compare:
-        compare.run(*map(Path, (*options.compare, options.output)))
-        return 0
-    if options.checkpoint is None:
-        raise AqnetError("give --checkpoint RUN_DIR, or --compare RUN_A RUN_B")
+    with distributed.by_first_process():
+        options = command_line().parse_args()
+        check(options)
+        if options.compare:
+            compare.run(*map(Path, (*options.compare, options.output)))
+            return 0
     device = distributed.start(TIMEOUT_SECONDS)
     try:
         with distributed.explained():
@@ -56,12 +61,15 @@ def main() -> int:
     return 0
 
 
-def counted(text: str) -> int:
-    """A number of things, at least 1."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return number
+def check(options: argparse.Namespace) -> None:
+    """Refuse options that do not go together."""
+    if bool(options.compare) == bool(options.checkpoint):
+        raise AqnetError("give either --checkpoint RUN_DIR or --compare RUN_A RUN_B")
+    if options.source and not options.forecast:
+        raise AqnetError("--source needs --forecast TIME; a split is scored on the stores")
+    names = [text.partition("=")[0] for text in options.forecast_file]
+    if len(set(names)) < len(names):
+        raise AqnetError(f"--forecast-file: {', '.join(names)}: each needs a NAME of its own")
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -72,9 +80,9 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--split", default="test", choices=("train", "validation", "test"))
     parser.add_argument("--output", required=True, help="folder for metrics.json and metrics.csv")
     parser.add_argument(
-        "--max-samples", type=counted, help="draw so many input times, once for all"
+        "--max-samples", type=at_least(1), help="draw so many input times, once for all"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of that draw")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of that draw")
     parser.add_argument("--forecast", metavar="TIME", help="only forecast from this time, UTC")
     parser.add_argument(
         "--source", metavar="GLOB", help="with --forecast: source files instead of the stores"
@@ -99,15 +107,17 @@ def command_line() -> argparse.ArgumentParser:
     )
     parser.add_argument("--regions", help=".npz of named masks, bool [H, W], scored besides all")
     parser.add_argument("--no-pictures", action="store_true", help="tables alone, which is quicker")
-    parser.add_argument("--micro-batch", type=counted, default=8, help="input times per forward")
+    parser.add_argument(
+        "--micro-batch", type=at_least(1), default=8, help="input times per forward"
+    )
     parser.add_argument(
         "--save-forecasts",
-        type=counted,
+        type=at_least(0),
         default=16,
         metavar="N",
-        help="keep the forecasts of the first N times in OUTPUT/forecasts.zarr",
+        help="keep the forecasts of the first N times in OUTPUT/forecasts.zarr (0: of none)",
     )
-    parser.add_argument("--workers", type=int, default=0, help="loader processes per process")
+    parser.add_argument("--workers", type=at_least(0), default=0, help="loader processes a process")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="data.stores=/other/place"
     )
@@ -117,105 +127,157 @@ def command_line() -> argparse.ArgumentParser:
 def evaluate(options: argparse.Namespace, device: torch.device) -> None:
     """Score the checkpoint on a split, or make one forecast, and write the results; all ranks
     call."""
-    loaded, statistics, dataset = distributed.on_main(partial(opened, options))
-    model = ClimaX(dataset.config, dataset.grid, statistics)
-    forecast = checkpoint_forecast.forecaster(model, loaded, dataset.config, dataset.grid, device)
     if options.forecast is None:
-        score(options, loaded, dataset, statistics, forecast)
+        trained = distributed.on_main(partial(Trained.read, options))
+        stores = distributed.on_main(partial(stores_of, trained))
+        dataset = ForecastDataset(trained.config, options.split, trained.statistics, stores)
+        score(options, trained, stores, dataset, trained.forecaster(dataset.grid, device))
     elif distributed.is_main():
-        forecast_once(options, dataset, statistics, forecast)
+        forecast_once(options, Trained.read(options), device)
 
 
-def opened(options: argparse.Namespace) -> tuple[Loaded, Statistics, ForecastDataset]:
-    """The checkpoint, its statistics, and the data that suit it."""
-    loaded = checkpoint_files.read(options.checkpoint)
-    config = checkpoint_forecast.config_of(loaded, options.config, options.overrides)
-    statistics = Statistics.from_dict(loaded.state["statistics"])
-    dataset = ForecastDataset(config, options.split, statistics)
-    checkpoint_forecast.check_grid(loaded, dataset.grid, config.data.stores)
-    return loaded, statistics, dataset
+class Trained(NamedTuple):
+    """What a checkpoint holds of its model."""
+
+    loaded: Loaded
+    config: Config
+    statistics: Statistics
+
+    @classmethod
+    def read(cls, options: argparse.Namespace) -> Trained:
+        """The checkpoint that the options name, with the config that they may change."""
+        loaded = checkpoint_files.read(options.checkpoint)
+        config = checkpoint_forecast.config_of(loaded, options.config, options.overrides)
+        return cls(loaded, config, Statistics.from_dict(loaded.state["statistics"]))
+
+    def forecaster(self, grid: Grid, device: torch.device) -> Callable[[Batch], Tensor]:
+        """The trained model: a batch to normalised forecasts [B, K, T, H, W]."""
+        model = ClimaX(self.config, grid, self.statistics)
+        return checkpoint_forecast.forecaster(model, self.loaded, self.config, grid, device)
 
 
-def forecast_once(
-    options: argparse.Namespace,
-    dataset: ForecastDataset,
-    statistics: Statistics,
-    forecast: Callable[[Batch], Tensor],
-) -> None:
+def stores_of(trained: Trained, years: Sequence[int] | None = None) -> list[Store]:
+    """The stores of the checkpoint's config, which must have its grid."""
+    stores = open_stores(trained.config, years)
+    checkpoint_forecast.check_grid(trained.loaded, stores[0].grid, trained.config.data.stores)
+    return stores
+
+
+def reader_at(hour: int, source: str | None, trained: Trained) -> ItemReader:
+    """What reads the input of one forecast: source files, which need no store, or the stores of the
+    hours that it reads."""
+    data = trained.config.data
+    if source is not None:
+        layout = Layout.of_checkpoint(trained.loaded) or Layout.of(stores_of(trained)[0])
+        fields: Fields = analysis.Analysis(source, trained.config, layout)
+    else:
+        years = {periods.year_of(hour + earlier) for earlier in data.history_hours}
+        later = {periods.year_of(hour + lead) for lead in data.lead_times}
+        known = {year for year in later if (Path(data.stores) / f"{year}.zarr").exists()}
+        stores = stores_of(trained, sorted(years | known))
+        layout, fields = Layout.of(stores[0]), TimeIndex(stores)
+    reader = ItemReader(trained.config, trained.statistics, layout, fields)
+    reader.check(np.array([hour]))
+    return reader
+
+
+def forecast_once(options: argparse.Namespace, trained: Trained, device: torch.device) -> None:
     """One forecast, whether or not its truth exists, as Zarr and maps; rank 0 alone."""
-    hour, config, grid = forecasts.hour_of(options.forecast), dataset.config, dataset.grid
-    store = dataset.index.stores[0]
-    source = analysis.Analysis(options.source, config, store) if options.source else None
-    dataset = dataset.at(np.array([hour]), source)
-    batch = collate([dataset[0]])
+    hour, config, statistics = forecasts.hour_of(options.forecast), *trained[1:]
+    reader = reader_at(hour, options.source, trained)
+    grid, units, times = reader.grid, reader.layout.units, np.array([hour])
+    batch = collate([reader.item(hour)])
     for name, share in forecasts.missing(batch, config, grid).items():
         print(f"{options.forecast}: {name} is missing in {share:.1%} of the domain", flush=True)
     path = Path(options.output) / f"forecast_{np.datetime64(hour, 'h')}.zarr"
-    forecasts.create(path, dataset.times, config, grid, store.units)
-    writer = forecasts.Writer(path, dataset.times, config, grid, statistics)
-    values = forecast(batch)
+    values = trained.forecaster(grid, device)(batch)
+    forecasts.create(path, times, config, grid, units)
+    writer = forecasts.Writer(path, times, config, grid, statistics)
     writer.write(batch, values)
     forecasts.commit(path)
     print(f"written: {path}", flush=True)
     if results.can_draw(not options.no_pictures):
-        shown = example_forecast.of(batch, values, statistics, config, dataset.wind)
-        results.draw_maps(path, config, grid, store.units, shown)
+        shown = example_forecast.of(batch, values, statistics, config, reader.wind)
+        results.draw_maps(path, config, grid, units, shown)
 
 
 def score(
     options: argparse.Namespace,
-    loaded: Loaded,
+    trained: Trained,
+    stores: Sequence[Store],
     dataset: ForecastDataset,
-    statistics: Statistics,
     forecast: Callable[[Batch], Tensor],
 ) -> None:
     """Score the model, the simple forecasts and others over the same samples; all ranks call."""
-    config, grid, output = dataset.config, dataset.grid, Path(options.output)
-    everything, units = len(dataset), dataset.index.stores[0].units
+    loaded, config, statistics = trained
+    output, reader, everything = Path(options.output), dataset.reader, len(dataset)
     dataset = dataset.at(run.drawn(dataset.times, options.max_samples, options.seed))
-    on_main = distributed.on_main
-    regions = on_main(partial(run.read_regions, options.regions, grid.mask.numpy()))
-    others = [elsewhere(text, dataset) for text in options.forecast_file]
-    observed = on_main(partial(stations.read_if, options.stations, config, grid, dataset.times))
     say(f"{loaded.path}: {options.split}: {len(dataset)} of {everything} input times")
+    scorer = scorer_of(options, trained, stores, dataset)
+    layout, saved = reader.layout, output / "forecasts.zarr"
+    keep: Callable[[Batch, Tensor], None] | None = None
+    if options.save_forecasts:
+        times = dataset.times[: options.save_forecasts]
+        create = partial(forecasts.create, saved, times, config, layout.grid, layout.units)
+        distributed.on_main(create)
+        keep = forecasts.Writer(saved, times, config, layout.grid, statistics).write
+    rank, size = distributed.rank(), distributed.world_size()
+    sampler = EvaluationSampler(len(dataset), options.micro_batch, rank, size)
+    batches = loader(dataset, sampler, options.workers)
+    run.score_all(scorer, forecast, batches, len(dataset), keep)
+    if not distributed.is_main():
+        return
+    if keep is not None:
+        forecasts.commit(saved)
+
+    def shown(time: int) -> example_forecast.Example:
+        batch = collate([reader.item(time)])
+        return example_forecast.of(batch, forecast(batch), statistics, config, reader.wind)
+
+    draw = results.can_draw(not options.no_pictures)
+    about = samples_scored(options, config)
+    results.write(output, loaded, scorer, layout.units, about, shown if draw else None)
+
+
+def scorer_of(
+    options: argparse.Namespace,
+    trained: Trained,
+    stores: Sequence[Store],
+    dataset: ForecastDataset,
+) -> run.Scorer:
+    """What scores forecasts of the dataset's samples; fits the simple forecasts, so all ranks
+    call."""
+    _, config, statistics = trained
+    grid, on_main = dataset.grid, distributed.on_main
+    regions = on_main(partial(run.read_regions, options.regions, grid.mask.numpy()))
+    others = [external_forecast(text, dataset) for text in options.forecast_file]
+    observed = on_main(partial(stations.read_if, options.stations, config, grid, dataset.times))
     say("fitting the simple forecasts on the training split")
     simple = baselines.fit(
-        partial(target_fields, config, "train"),
+        partial(target_fields, config, stores, "train"),
         grid.mask.numpy(),
         len(config.data.targets),
         config.data.lead_times,
         baselines.months_of(dataset.times[:, None] + np.array(config.data.lead_times)),
     )
-    scorer = run.Scorer(
-        config, grid, statistics, simple, dataset.observed, regions, others, observed
+    return run.Scorer(
+        config, grid, statistics, simple, dataset.reader.observed, regions, others, observed
     )
-    saved, times = output / "forecasts.zarr", dataset.times[: options.save_forecasts]
-    on_main(partial(forecasts.create, saved, times, config, grid, units))
-    writer = forecasts.Writer(saved, times, config, grid, statistics)
-    rank, size = distributed.rank(), distributed.world_size()
-    sampler = EvaluationSampler(len(dataset), options.micro_batch, rank, size)
-    batches = loader(dataset, sampler, options.workers)
-    run.score_all(scorer, forecast, batches, len(dataset), writer.write)
-    if distributed.is_main():
-        forecasts.commit(saved)
-
-        def shown(time: int) -> example_forecast.Example:
-            batch = collate([dataset.at(np.array([time]))[0]])
-            return example_forecast.of(batch, forecast(batch), statistics, config, dataset.wind)
-
-        about = {
-            "split": options.split,
-            "periods": list(getattr(config.data.split, options.split)),
-            "max_samples": options.max_samples,
-            "seed": options.seed if options.max_samples is not None else None,
-            "forecast_files": ", ".join(options.forecast_file) or None,
-            "stations": options.stations,
-        }
-        draw = results.can_draw(not options.no_pictures)
-        results.write(output, loaded, scorer, units, about, shown if draw else None)
 
 
-def elsewhere(option: str, dataset: ForecastDataset) -> forecasts.Elsewhere:
+def samples_scored(options: argparse.Namespace, config: Config) -> dict[str, Any]:
+    """Which samples were scored against what, for metrics.json and the report."""
+    return {
+        "split": options.split,
+        "periods": list(getattr(config.data.split, options.split)),
+        "max_samples": options.max_samples,
+        "seed": options.seed if options.max_samples is not None else None,
+        "forecast_files": ", ".join(options.forecast_file) or None,
+        "stations": options.stations,
+    }
+
+
+def external_forecast(option: str, dataset: ForecastDataset) -> forecasts.ExternalForecast:
     """The forecast of NAME=PATH."""
     name, _, path = option.partition("=")
     if not re.fullmatch(r"[\w.-]+", name) or not path or name in run.FORECASTS:
@@ -223,7 +285,7 @@ def elsewhere(option: str, dataset: ForecastDataset) -> forecasts.Elsewhere:
     config, grid = dataset.config, dataset.grid
     files = distributed.on_main(partial(forecast_files.ForecastFiles, path, config))
     found = files.count(dataset.times, config.data.lead_times)
-    other = forecasts.Elsewhere(name, files.read, (files.lat, files.lon), config, grid)
+    other = forecasts.ExternalForecast(name, files.read, (files.lat, files.lon), config, grid)
     if other.coverage == 0.0:
         raise AqnetError(f"{path}: its grid covers no cell of the domain")
     say(f"{name}: {', '.join(files.names)} of {found}, {other.coverage:.0%} of the cells")

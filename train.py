@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,32 +33,28 @@ from aqnet.model.weights import transfer
 from aqnet.plan import formulas, network
 from aqnet.run_directory import RunDirectory, keep_config
 from aqnet.training import loop
-from aqnet.training.loss import loss_sums
+from aqnet.training.calibration import check_times
 from aqnet.training.maps import Examples
-from aqnet.training.step import forward
-from aqnet.training.validation import validate
+from aqnet.training.reporter import Reporter
+from aqnet.training.validation import ValidationData
 
 
 def main() -> int:
     """Parse the command line and train; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", required=True, help="YAML file, such as configs/demo.yaml")
-    parser.add_argument(
-        "--profile",
-        type=evaluation.counted,
-        default=0,
-        metavar="N",
-        help="write a torch profiler trace of N steps",
-    )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="train.max_steps=100")
-    arguments = parser.parse_args()
-    try:
+    with distributed.by_first_process():
+        parser = argparse.ArgumentParser(description=__doc__)
+        parser.add_argument("--config", required=True, help="YAML file, such as configs/demo.yaml")
+        parser.add_argument(
+            "--profile",
+            type=errors.at_least(1),
+            default=0,
+            metavar="N",
+            help="write a torch profiler trace of N steps",
+        )
+        parser.add_argument("overrides", nargs="*", metavar="key=value", help="train.max_steps=100")
+        arguments = parser.parse_args()
         config = configs.load(arguments.config, arguments.overrides)
         configs.accumulation(config, int(os.environ.get("WORLD_SIZE", "1")))
-    except AqnetError:
-        if os.environ.get("RANK", "0") != "0":
-            sys.exit(2)  # rank 0 says it
-        raise
     device = distributed.start(config.train.timeout_seconds)
     try:
         with distributed.explained():
@@ -68,42 +65,63 @@ def main() -> int:
 
 
 def train(config: Config, device: torch.device, profile_steps: int) -> None:
-    """Train in `config.run_dir`, from its last checkpoint if it holds one."""
+    """Train in `config.run_dir`, from its last checkpoint if it holds one, then evaluate."""
     directory = RunDirectory(config.run_dir)
     directory.claim()
-    status: str | None = None  # a run that is refused leaves the word that stands there
     try:
-        checkpoints = Checkpoints(directory.path / "checkpoints", config.train.keep_best)
-        loaded = checkpoints.load_latest()
-        distributed.on_main(partial(keep_config, directory.path, config, loaded))
-        status = "failed"
-        progress = loop.Progress.of(loaded.state) if loaded is not None else loop.Progress()
-        if loop.is_finished(config, progress) and progress.validated_step == progress.global_step:
-            say(f"{directory.path}: finished at step {progress.global_step}; nothing left to train")
+        status = train_on(config, directory, device, profile_steps)
+        if status == "finished" and config.train.evaluate_after_training:
+            directory.end_on_sigterm()
+            evaluate_once(config, device)
+    finally:
+        directory.release()
+
+
+def train_on(
+    config: Config, directory: RunDirectory, device: torch.device, profile_steps: int
+) -> str:
+    """Train until the end or a request to stop; returns the run's status, which is written too."""
+    checkpoints = Checkpoints(directory.path / "checkpoints", config.train.keep_best)
+    loaded = checkpoints.load_latest()
+    distributed.on_main(partial(keep_config, directory.path, config, loaded))
+    status = "failed"  # from here on: a run that is refused leaves the file as it is
+    try:
+        if loaded is not None and nothing_left(config, loop.Position.of(loaded.state)):
+            step = loaded.state["global_step"]
+            say(f"{directory.path}: finished at step {step}; nothing left to train")
             status = "finished"
         else:
             directory.status("running")
             run = assemble(config, loaded, checkpoints, directory, device)
             if distributed.num_nodes() > 1:
-                say(network.measured(run.trainee.model, device))
+                say(network.measured(run.state.model, device))
             with profiler(run, profile_steps):
                 status = loop.fit(run)
-            say(f"{directory.path}: {status} at step {run.progress.global_step}")
-        directory.status(status)
-        if status == "finished" and config.train.evaluate_after_training:
-            evaluate_once(directory.path, device)
+            say(f"{directory.path}: {status} at step {run.state.position.global_step}")
     finally:
-        if status is not None:
-            directory.status(status)
-        directory.release()
+        directory.status(status)
+    return status
 
 
-def evaluate_once(run_dir: Path, device: torch.device) -> None:
+def nothing_left(config: Config, position: loop.Position) -> bool:
+    """Whether a run has reached its end and was validated there."""
+    validated = position.validated_step == position.global_step
+    return validated and loop.is_finished(config, position)
+
+
+def evaluate_once(config: Config, device: torch.device) -> None:
     """Score the best checkpoint on the test split in RUN_DIR/evaluation, if that is missing."""
+    run_dir = Path(config.run_dir)
     output = run_dir / "evaluation"
-    if not distributed.on_main(partial(is_scored, run_dir, output)):
-        options = ["--checkpoint", str(run_dir), "--output", str(output)]
-        evaluation.evaluate(evaluation.command_line().parse_args(options), device)
+    if distributed.on_main(partial(is_scored, run_dir, output)):
+        return
+    gc.collect()  # the optimizer's state and gradients: DDP holds them in reference cycles
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    # the run's config and not the checkpoint's, which may be older than a move of the stores
+    options = ["--checkpoint", str(run_dir), "--config", str(run_dir / "config.yaml")]
+    options += ["--output", str(output), "--micro-batch", str(validation_batch(config))]
+    evaluation.evaluate(evaluation.command_line().parse_args(options), device)
 
 
 def is_scored(run_dir: Path, output: Path) -> bool:
@@ -115,79 +133,112 @@ def is_scored(run_dir: Path, output: Path) -> bool:
     return checkpoint_files.find(run_dir).name == f"step_{step:08d}"
 
 
+@dataclass(frozen=True)
+class RunData:
+    """The samples of a run and what its checkpoints say of them."""
+
+    training: ForecastDataset
+    validation: ForecastDataset
+    statistics: Statistics
+    checksums: dict[str, str]
+
+
 def assemble(
     config: Config,
     loaded: Loaded | None,
     checkpoints: Checkpoints,
     directory: RunDirectory,
     device: torch.device,
-) -> loop.Run:
-    """Join data, model and evaluation to a run of the training loop."""
+) -> loop.TrainingRun:
+    """Join data, model and log to a run of the training loop."""
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS refuses without
         torch.use_deterministic_algorithms(True)
+    origin = first_weights(config) if loaded is None else None
+    data = open_data(config, loaded, origin)
+    model = make_model(config, data, loaded, origin, device)
+    state = loop.start(config, model, loaded, device)
+    extent = formulas.Size(*data.training.grid.shape, len(model.tokens), hours=0)
+    layout = data.training.reader.layout
+    words = {
+        "config": configs.to_dict(config),
+        "statistics": data.statistics.to_dict(),
+        "data_checksums": data.checksums,
+        **layout.words(),
+    }
+    return loop.TrainingRun(
+        state,
+        training_data(config, data.training),
+        validation_data(config, data),
+        Reporter(state, formulas.item_flops(config, extent)),
+        checkpoints,
+        directory,
+        loop.Constants(words, layout.tensors()),
+    )
+
+
+def open_data(config: Config, loaded: Loaded | None, origin: Loaded | None) -> RunData:
+    """The stores' samples, normalised as the checkpoint or the one it starts from wants it."""
     stores = open_stores(config)
     checksums = {store.path.name: store.checksum for store in stores}
-    origin = first_weights(config) if loaded is None else None
-    if loaded is None:
+    if loaded is not None:
+        check_data(loaded, checksums)
+        statistics = Statistics.from_dict(loaded.state["statistics"])
+    else:
         statistics = data_statistics.read(config, stores)
         if origin is not None:
             statistics = transfer.starting_statistics(config, statistics, origin)
-    else:
-        check_data(loaded, checksums)
-        statistics = Statistics.from_dict(loaded.state["statistics"])
-    train_data = ForecastDataset(config, "train", statistics)
-    validation_data = ForecastDataset(config, "validation", statistics)
-    for dataset in (train_data, validation_data):
+    training, validation = (
+        ForecastDataset(config, split, statistics, stores) for split in ("train", "validation")
+    )
+    for dataset in (training, validation):
         say(dataset.report())
-    train_data = train_data.thinned(config.train.max_items)
-    validation_data = validation_data.thinned(config.validation.max_items)
+    training = training.thinned(config.train.max_items)
+    validation = validation.thinned(config.validation.max_items)
+    check_times(len(validation), config.model.quantiles)
+    return RunData(training, validation, statistics, checksums)
+
+
+def make_model(
+    config: Config,
+    data: RunData,
+    loaded: Loaded | None,
+    origin: Loaded | None,
+    device: torch.device,
+) -> ClimaX:
+    """The model on `device`; without a checkpoint with its first weights."""
     torch.manual_seed(config.seed)
-    model = ClimaX(config, train_data.grid, statistics).to(device)
+    model = ClimaX(config, data.training.grid, data.statistics).to(device)
     if loaded is None and config.model.predict == "change":
-        model.set_rho(distributed.on_main(partial(data_statistics.initial_rho, train_data)))
+        rho = distributed.on_main(partial(data_statistics.initial_rho, data.training))
+        model.set_rho(rho)
     if origin is not None:
         for line in transfer.take_weights(model, config, origin).lines():
             say(f"{origin.path}: {line}")
     if config.train.compile:
         model.compile()
+    return model
+
+
+def training_data(config: Config, dataset: ForecastDataset) -> loop.TrainingData:
+    """This rank's batches."""
     size, rank = distributed.world_size(), distributed.rank()
-    sampler = TrainSampler(len(train_data), config, rank, size)
-    batch = config.validation.micro_batch or config.train.micro_batch
-    validation_sampler = EvaluationSampler(len(validation_data), batch, rank, size)
-    workers = config.train.workers
-    extent = formulas.Size(*train_data.grid.shape, len(model.tokens), hours=0)
-    run = loop.start(
-        config,
-        model,
-        loaded,
-        device,
-        formulas.item_flops(config, extent),
-        sampler=sampler,
-        loader=loader(train_data, sampler, workers),
-        empty=collate([train_data[EMPTY_ITEM]]),
-        validate=lambda stop: {},
-        checkpoints=checkpoints,
-        directory=directory,
-        constants={
-            "config": configs.to_dict(config),
-            "statistics": statistics.to_dict(),
-            "data_checksums": checksums,
-            "grid": train_data.grid.summary(),
-        },
-        grid=train_data.grid,
-        examples=examples(validation_data, config.validation.maps),
-    )
-    run.validate = partial(
-        validate,
-        partial(forward, run.trainee, model),
-        loss_sums,
-        run.trainee.weights,
-        loader(validation_data, validation_sampler, workers),
-        statistics,
-        config,
-    )
-    return run
+    sampler = TrainSampler(len(dataset), config, rank, size)
+    batches = loader(dataset, sampler, config.train.workers)
+    return loop.TrainingData(sampler, batches, collate([dataset[EMPTY_ITEM]]))
+
+
+def validation_data(config: Config, data: RunData) -> ValidationData:
+    """This rank's share of the validation items."""
+    dataset, size, rank = data.validation, distributed.world_size(), distributed.rank()
+    sampler = EvaluationSampler(len(dataset), validation_batch(config), rank, size)
+    batches = loader(dataset, sampler, config.train.workers, keep_workers=False)
+    return ValidationData(batches, data.statistics, examples(dataset, config.validation.maps))
+
+
+def validation_batch(config: Config) -> int:
+    """Input times per forward where nothing is learnt."""
+    return config.validation.micro_batch or config.train.micro_batch
 
 
 def examples(dataset: ForecastDataset, number: int) -> Examples | None:
@@ -217,7 +268,7 @@ def check_data(loaded: Loaded, checksums: dict[str, str]) -> None:
 
 
 @contextlib.contextmanager
-def profiler(run: loop.Run, steps: int) -> Iterator[None]:
+def profiler(run: loop.TrainingRun, steps: int) -> Iterator[None]:
     """Inside, steps 3 to `steps` + 2 are traced to RUN_DIR/profile/rank*.json."""
     if steps == 0:
         yield

@@ -1,5 +1,6 @@
 """The one exception users see."""
 
+import argparse
 import errno
 import os
 import sys
@@ -19,6 +20,17 @@ class AqnetError(Exception):
 def one_line(error: BaseException) -> str:
     """What an error says, without line breaks and at most 300 characters long."""
     return " ".join(str(error).split())[:300]
+
+
+def at_least(minimum: int) -> Callable[[str], int]:
+    """A `type` of argparse: whole numbers from `minimum` on."""
+
+    def number(text: str) -> int:
+        if not text.lstrip("-").isdecimal() or int(text) < minimum:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected a number of at least {minimum}")
+        return int(text)
+
+    return number
 
 
 def run(main: Callable[[], int | None]) -> None:

@@ -1,4 +1,4 @@
-"""Whose run directory it is, how the run stands, and whether it was asked to stop."""
+"""The folder of a run: locked by its owner, with the run's status, config and requests to stop."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 import uuid
@@ -15,9 +16,10 @@ from typing import Any
 
 from aqnet import config as configs
 from aqnet import distributed
-from aqnet.checkpoint.files import Loaded, replace_text
+from aqnet.checkpoint.files import Loaded
 from aqnet.config import Config
 from aqnet.errors import AqnetError
+from aqnet.files import replace_text
 
 TOUCH_SECONDS = 5.0
 WATCH_SECONDS = 30.0
@@ -70,6 +72,11 @@ class RunDirectory:
         if self._sigterm:
             return True
         return distributed.is_main() and (self.path / "stop_requested").exists()
+
+    def end_on_sigterm(self) -> None:
+        """From now on SIGTERM ends the process at once: there is nothing left to save."""
+        if self._claimed_by == os.getpid():
+            signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
     def release(self) -> None:
         """Give the lock back; a request to stop counts as obeyed, and SIGTERM kills again."""

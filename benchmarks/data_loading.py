@@ -36,6 +36,7 @@ from aqnet.data.loader import loader
 from aqnet.data.prepare import run as prepare
 from aqnet.data.prepare import store_writer
 from aqnet.data.sampler import EvaluationSampler
+from aqnet.data.store import Store
 
 NATIVE, MODEL = (339, 432), (128, 256)
 HOURS, CHUNK = 168, 24  # of the record; of a chunk of the AQ_NET2 layout
@@ -163,18 +164,17 @@ def aqnet_reader(dataset: ForecastDataset) -> Callable[[int], object]:
     return lambda call: dataset[int(order[call])]
 
 
-def zarr_reader(dataset: ForecastDataset) -> Callable[[int], object]:
+def zarr_reader(store: Store, leads: list[int]) -> Callable[[int], object]:
     """Reads the hours of one item with zarr-python."""
-    array: Any = zarr.open_group(dataset.index.stores[0].path, mode="r")["fields"]
-    hours = [0, *dataset.lead_times.tolist()]
+    array: Any = zarr.open_group(store.path, mode="r")["fields"]
+    hours = [0, *leads]
     return lambda call: [array[call % 24 + hour] for hour in hours]
 
 
-def decompression(dataset: ForecastDataset) -> Callable[[int], object]:
+def decompression(opened: Store, leads: list[int]) -> Callable[[int], object]:
     """Only decompresses the chunks of an item, which lie in memory."""
-    opened = dataset.index.stores[0]
     packed = []
-    for row in range(1 + len(dataset.lead_times)):
+    for row in range(1 + len(leads)):
         codec = CODECS["blosc lz4 5, bytes shuffled"]
         packed.append(codec.encode(np.ascontiguousarray(opened.read(row))))
     into = np.empty((len(opened.names), *opened.grid.shape), np.float32)
@@ -187,8 +187,8 @@ def reading(folder: Path, sources: dict[str, Path], quick: bool) -> list[dict[st
     few, many = (6, 100) if quick else (30, 400)
     for leads in ([24], [12, 24, 48, 96]):
         config = config_for(folder, sources["native"], "area", leads)
-        values = statistics.read(config, open_stores(config))
-        dataset = ForecastDataset(config, "train", values)
+        stores = open_stores(config)
+        dataset = ForecastDataset(config, "train", statistics.read(config, stores), stores)
         times = {
             "xarray, AQ_NET2 339x432, resampled": seconds(
                 xarray_reader(sources["native"], leads, resize=True), few
@@ -196,10 +196,10 @@ def reading(folder: Path, sources: dict[str, Path], quick: bool) -> list[dict[st
             "xarray, AQ_NET2 128x256": seconds(
                 xarray_reader(sources["model"], leads, resize=False), few
             ),
-            "zarr-python, aqnet's store, no tensors": seconds(zarr_reader(dataset), few),
+            "zarr-python, aqnet's store, no tensors": seconds(zarr_reader(stores[0], leads), few),
             "aqnet, one process": seconds(aqnet_reader(dataset), many),
             "aqnet, 2 loader processes": Took(with_workers(dataset, many), float("nan")),
-            "decompression alone": seconds(decompression(dataset), many),
+            "decompression alone": seconds(decompression(stores[0], leads), many),
         }
         for name, took in times.items():
             rows.append({"lead times": len(leads), "reader": name, **took._asdict()})

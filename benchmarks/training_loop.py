@@ -37,6 +37,7 @@ from aqnet.grid import Grid
 from aqnet.model.climax import ClimaX
 from aqnet.training import loop
 from aqnet.training.optimizer import make_optimizer
+from aqnet.training.reporter import Reporter
 from benchmarks.model_parts import grid_of, statistics_of
 
 DEMO, LARGE = "configs/demo.yaml", "configs/china_6pollutants.yaml"
@@ -85,7 +86,7 @@ def batch_of(config: Config, grid: Grid, seed: int) -> Batch:
     return Batch(fields, time_, leads.expand(size, -1), targets, mask)
 
 
-def run_of(config: Config, device: torch.device) -> loop.Run:
+def run_of(config: Config, device: torch.device) -> loop.TrainingRun:
     """The demo's run with random data."""
     torch.manual_seed(0)
     grid = grid_of((32, 64))
@@ -93,20 +94,17 @@ def run_of(config: Config, device: torch.device) -> loop.Run:
     size, rank = distributed.world_size(), distributed.rank()
     sampler = TrainSampler(ITEMS, config, rank, size)
     folder = Path(config.run_dir)
-    return loop.start(
-        config,
-        model,
-        None,
-        device,
-        0.0,
-        sampler=sampler,
-        loader=Loader(sampler, [batch_of(config, grid, seed) for seed in range(4)]),
-        empty=batch_of(config, grid, 0),
-        validate=lambda stop: {"validation/loss": 0.0},
-        checkpoints=Checkpoints(folder / "checkpoints", 1),
-        directory=Directory(folder),
-        constants={},
-        grid=grid,
+    state = loop.start(config, model, None, device)
+    batches = Loader(sampler, [batch_of(config, grid, seed) for seed in range(4)])
+    loop.validate = lambda state, data, stop: {"validation/loss": 0.0}
+    return loop.TrainingRun(
+        state,
+        loop.TrainingData(sampler, batches, batch_of(config, grid, 0)),
+        loop.ValidationData([], statistics_of(config)),
+        Reporter(state, 0.0),
+        Checkpoints(folder / "checkpoints", 1),
+        Directory(folder),
+        loop.Constants({}, {"grid": grid.to_dict()}),
     )
 
 
@@ -133,9 +131,9 @@ def overhead(steps: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as name:
         config = demo(Path(name), steps + 5)
         run = run_of(config, torch.device("cpu"))
-        twin = ClimaX(config, run.grid, statistics_of(config)).train()
+        twin = ClimaX(config, grid_of((32, 64)), statistics_of(config)).train()
         optimizer = make_optimizer(twin, config.train)
-        ready = [batch_of(config, run.grid, seed) for seed in range(4)]
+        ready = [batch_of(config, grid_of((32, 64)), seed) for seed in range(4)]
         batches = [ready[number % 4] for number in range(configs.accumulation(config, 1))]
         took: dict[str, list[float]] = {"loop": [], "inline": []}
         since = time.perf_counter()

@@ -4,8 +4,11 @@ import csv
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import yaml
+import zarr
 
 from tests.conftest import run
 
@@ -29,16 +32,47 @@ def test_trains_continues_and_evaluates(tiny: dict[str, Any], tmp_path: Path):
     assert all(float(row["rmse"]) > 0 for row in rows if row["subset"] == "all")
 
 
-def test_finished_run_makes_a_missing_evaluation(tiny: dict[str, Any], tmp_path: Path):
+def test_finished_run_makes_a_missing_evaluation_also_after_its_stores_were_moved(
+    tiny: dict[str, Any], tmp_path: Path
+):
     run_dir, config = tmp_path / "run", tmp_path / "tiny.yaml"
     train = {**tiny["train"], "max_steps": 2, "evaluate_after_training": True}
-    config.write_text(yaml.safe_dump({**tiny, "run_dir": str(run_dir), "train": train}))
+    before, after = tmp_path / "before", tmp_path / "after"
+    before.symlink_to(tiny["data"]["stores"])
+    data = {**tiny["data"], "stores": str(before)}
+    config.write_text(
+        yaml.safe_dump({**tiny, "run_dir": str(run_dir), "data": data, "train": train})
+    )
     run("train.py", "--config", str(config))
     first = (run_dir / "evaluation/metrics.json").read_bytes()
     (run_dir / "evaluation/metrics.json").unlink()
-    run("train.py", "--config", str(config))
+    before.rename(after)
+    run("train.py", "--config", str(config), f"data.stores={after}")
     assert (run_dir / "evaluation/metrics.json").read_bytes() == first
     assert (run_dir / "status").read_text() == "finished\n"
+
+
+def test_a_grid_that_is_no_multiple_of_the_patch(tiny: dict[str, Any], tmp_path: Path):
+    """8 x 16 cells in patches of 3: the stores, every output and the exported file have 8 x 16."""
+    run_dir, report, config = tmp_path / "run", tmp_path / "report", tmp_path / "tiny.yaml"
+    tree = {**tiny, "run_dir": str(run_dir), "model": {**tiny["model"], "patch": 3}}
+    config.write_text(yaml.safe_dump(tree))
+    prepared = run("-m", "aqnet.data.prepare", "--config", str(config))
+    assert "1 years, 1 complete" in prepared.stdout
+    run("train.py", "--config", str(config), "train.max_steps=2", "train.warmup_steps=1")
+    run("evaluate.py", "--checkpoint", str(run_dir), "--output", str(report))
+    with (report / "metrics.csv").open() as file:
+        assert all(float(row["rmse"]) > 0 for row in csv.DictReader(file) if row["subset"] == "all")
+    forecasts = zarr.open_group(report / "forecasts.zarr", mode="r")
+    assert forecasts["pm25"].shape[-2:] == (8, 16)
+    inside = zarr.open_group(Path(tree["data"]["stores"]) / "2015.zarr", mode="r")["mask"][...]
+    assert (np.isfinite(forecasts["pm25"][...]) == inside).all()
+    run("-m", "aqnet.model.export", str(run_dir), "--output", str(tmp_path / "model.pt2"))
+    module = torch.export.load(tmp_path / "model.pt2").module()
+    fields = torch.zeros(1, len(tree["data"]["variables"]), 8, 16)
+    found = module(fields, torch.zeros(1, dtype=torch.int64), torch.tensor([[12, 24, 48, 96]]))
+    assert found.shape == (1, 4, 6, 8, 16)
+    assert (found[0, 0, 0].isfinite().numpy() >= inside).all()
 
 
 @pytest.mark.parametrize("command", ["train.py", "aqnet.data.prepare"])

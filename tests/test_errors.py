@@ -1,14 +1,17 @@
 """What a user sees when a command cannot go on: one line and a status."""
 
+import argparse
 import errno
 import sys
 from pathlib import Path
 
 import pytest
 
+import evaluate
 from aqnet import errors
 from aqnet.data import synthetic
 from aqnet.data.inspect import run as inspect
+from aqnet.distributed import launch
 from tests.data import worlds
 
 
@@ -39,3 +42,29 @@ def test_what_may_be_a_fault_of_the_program_keeps_its_traceback(error: OSError):
     with pytest.raises(OSError) as raised:
         errors.run(main)
     assert raised.value is error
+
+
+@pytest.mark.parametrize("text", ["-1", "two", "1.5", "--1", ""])
+def test_a_number_of_things_that_is_none_is_refused(text: str):
+    assert errors.at_least(0)("0") == 0 and errors.at_least(1)("12") == 12
+    with pytest.raises(argparse.ArgumentTypeError, match="expected a number of at least 0"):
+        errors.at_least(0)(text)
+
+
+def test_only_the_first_process_prints_what_is_wrong_with_the_options(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(launch.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "--output", "x", "--workers", "-1"])
+    said = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        for arguments in (["--workers", "-1"], ["--source", "x", "--checkpoint", "x"]):
+            monkeypatch.setattr(sys, "argv", ["evaluate.py", "--output", "x", *arguments])
+            with pytest.raises(SystemExit) as status:
+                errors.run(evaluate.main)
+            assert status.value.code == 2
+            said.append(capsys.readouterr().err.strip().splitlines()[-1:])
+    assert "--workers: '-1': expected a number of at least 0" in said[0][0]
+    assert "--source needs --forecast" in said[1][0]
+    assert said[2:] == [[], []]

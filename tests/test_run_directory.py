@@ -222,3 +222,16 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(AqnetError, match="file/run"):
         RunDirectory(tmp_path / "file/run").claim()
+
+
+def test_sigterm_ends_a_run_at_once_that_has_nothing_left_to_save(tmp_path: Path):
+    run = RunDirectory(tmp_path)
+    run.claim()
+    run.status("finished")
+    run.end_on_sigterm()
+    with pytest.raises(SystemExit) as ended:
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert ended.value.code == 143
+    assert not run.stop_requested()
+    run.release()
+    assert (tmp_path / "status").read_text() == "finished\n" and not (tmp_path / "lock").exists()

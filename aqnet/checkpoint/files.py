@@ -1,8 +1,8 @@
 """One checkpoint on disk: written beside and renamed, verified, read without executing anything.
 
-A checkpoint is a directory `step_00001234` of `model.pt` ({"model": state_dict}, with "ema" and
-"grid" where there is one), `optimizer.pt` and `state.json`, which holds the SHA-256 of all three
-(its own being that of its other keys).
+A checkpoint is a directory `step_00001234` of `model.pt` ({"model": state_dict}, with "ema", "grid"
+and "static" where there are such), `optimizer.pt` and `state.json`, which holds the SHA-256 of all
+three (its own being that of its other keys).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch import Tensor
 
 import aqnet
 from aqnet.errors import AqnetError, one_line
+from aqnet.files import partial_of, replace_folder, sync
 
 STEP = re.compile(r"step_\d{8,}")
 _TENSOR_FILES = ("model.pt", "optimizer.pt")
@@ -55,6 +56,7 @@ class Loaded:
         optimizer: the optimizer's state_dict ({} in imported weights).
         state: global_step, epoch, items_consumed, validation_loss, config, statistics, ...
         grid: `Grid.to_dict` of the stores it was trained on; None in imported weights.
+        static: their static fields by name, shape [H, W]; None in older checkpoints too.
     """
 
     path: Path
@@ -63,6 +65,7 @@ class Loaded:
     optimizer: dict[str, Any]
     state: dict[str, Any]
     grid: dict[str, Tensor] | None = None
+    static: dict[str, Tensor] | None = None
 
 
 def write(
@@ -71,13 +74,14 @@ def write(
     """Write one checkpoint directory, whole or not at all, replacing one of that name.
 
     Args:
-        model: {"model": state_dict}, with "ema" and "grid" where there is one; state: JSON-able.
+        model: {"model": state_dict}, with "ema", "grid", "static" where there are such; state:
+            JSON-able.
     Raises:
         AqnetError: it could not be written, or reads back differently.
     """
     if not isinstance(model.get("model"), dict):
         raise ValueError('expected {"model": state_dict}')
-    partial = path.with_name(path.name + ".partial")
+    partial = partial_of(path)
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -96,7 +100,7 @@ def write(
         _write_text(partial / "state.json", json.dumps({**described, "sha256": sums}, indent=1))
         _verified_state(partial)  # before any name leads to it
         sync(partial)
-        _rename_over(partial, path)
+        replace_folder(partial, path)
     except (OSError, RuntimeError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise AqnetError(
@@ -116,11 +120,12 @@ def read(path: str | Path) -> Loaded:
     path = find(Path(path))
     state = _verified_state(path)
     model, optimizer = (load_tensors(path / name) for name in _TENSOR_FILES)
-    for key in ("model", *(key for key in ("ema", "grid") if key in model)):
+    for key in ("model", *(key for key in ("ema", "grid", "static") if key in model)):
         values = model.get(key)
         if not isinstance(values, dict) or not all(isinstance(v, Tensor) for v in values.values()):
             raise AqnetError(f"{path / 'model.pt'}: expected tensors by name under {key!r}")
-    return Loaded(path, model["model"], model.get("ema"), optimizer, state, model.get("grid"))
+    ema, grid, static = (model.get(key) for key in ("ema", "grid", "static"))
+    return Loaded(path, model["model"], ema, optimizer, state, grid, static)
 
 
 def find(path: Path) -> Path:
@@ -221,34 +226,8 @@ def plain_json(state: dict[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _rename_over(source: Path, target: Path) -> None:
-    old = target.with_name(target.name + ".replaced")
-    if target.exists():
-        target.rename(old)
-    source.rename(target)
-    sync(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Replace a small file atomically: a reader finds the old text or the new one."""
-    partial = path.with_name(path.name + ".partial")
-    _write_text(partial, text)
-    partial.replace(path)
-    sync(path.parent)
-
-
 def _write_text(path: Path, text: str) -> None:
     with path.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-def sync(path: Path) -> None:
-    """Flush a file's bytes, or a directory's names, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from aqnet import distributed
-from aqnet.checkpoint.files import STEP, Damaged, Loaded, plain_json, read, replace_text, write
+from aqnet.checkpoint.files import STEP, Damaged, Loaded, plain_json, read, write
 from aqnet.errors import AqnetError, one_line
+from aqnet.files import replace_text
 
 __all__ = ["Checkpoints", "Damaged", "Loaded", "read", "write"]
 
@@ -129,7 +130,7 @@ class Checkpoints:
             for other in _steps(self.directory):
                 if other not in kept:
                     shutil.rmtree(other)
-        except OSError as error:
+        except (OSError, AqnetError) as error:
             raise AqnetError(
                 f"{path}: is whole, but could not be named the latest, or others removed: "
                 f"{one_line(error)}"

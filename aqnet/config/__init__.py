@@ -14,7 +14,7 @@ from aqnet.config.keys import (
     Train,
     Validation,
 )
-from aqnet.config.loading import from_dict, load, to_yaml
+from aqnet.config.loading import from_checkpoint, from_dict, load, to_yaml
 from aqnet.config.reading import overridden, to_dict
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "Validation",
     "accumulation",
     "changes_forbidden_on_continuation",
+    "from_checkpoint",
     "from_dict",
     "load",
     "overridden",

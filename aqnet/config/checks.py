@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterator
 from operator import attrgetter
@@ -33,7 +34,11 @@ def _wrong_numbers(config: Config) -> Iterator[str]:
         if key in ("data.history_hours", "model.terrain.blocks", "model.quantiles"):
             continue
         for number in value if isinstance(value, list) else [value]:
-            if type(number) in (int, float) and not number > 0:  # NaN is not
+            if type(number) not in (int, float):
+                continue
+            if math.isinf(number) and key != "train.clip_norm":  # where it means not to clip
+                yield f"{key} must be finite, found {number}"
+            elif not number > 0:  # NaN is not
                 if _MAY_BE_ZERO.fullmatch(key) is None:
                     yield f"{key} must be positive, found {number}"
                 elif number != 0:

@@ -8,7 +8,7 @@ from typing import Any
 
 from aqnet.config.checks import problems
 from aqnet.config.keys import Config
-from aqnet.config.reading import build, dump, overridden, parse, to_dict
+from aqnet.config.reading import build, dump, overridden, parse, readable, to_dict
 from aqnet.errors import AqnetError
 
 
@@ -39,6 +39,33 @@ def from_dict(tree: dict[str, Any], origin: str) -> Config:
     for problem in problems(config):
         raise AqnetError(f"{origin}: {problem}")
     return config
+
+
+def from_checkpoint(
+    tree: dict[str, Any], origin: str, overrides: Sequence[str] = ()
+) -> tuple[Config, list[str]]:
+    """The config of a checkpoint, which may be of another version of aqnet, and a line on each of
+    its keys or values that this version would refuse: keys and values that it cannot read are left
+    out, values it can are kept.
+
+    Raises:
+        AqnetError: an override is wrong, or what cannot be read says what the model is.
+    """
+    kept, wrong = readable(Config, tree)
+    try:
+        for problem in wrong:
+            if problem.startswith(("data.", "model.")) and "is no key" not in problem:
+                raise AqnetError(problem)
+        accepted = list(problems(build(Config, kept)))
+        config: Config = build(Config, overridden(kept, overrides))
+        for problem in problems(config):
+            if problem not in accepted:
+                raise AqnetError(problem)
+    except AqnetError as error:
+        raise AqnetError(f"{origin}: {error}") from None
+    lines = [f"{origin}: {problem}; it is left out" for problem in wrong]
+    lines += [f"{origin}: {problem}; it is kept, as the model was trained" for problem in accepted]
+    return config, lines
 
 
 def to_yaml(config: Config) -> str:

@@ -85,6 +85,28 @@ def build(kind: Any, value: Any, key: str = "") -> Any:
     return value
 
 
+def readable(kind: Any, tree: dict[str, Any], prefix: str = "") -> tuple[dict[str, Any], list[str]]:
+    """The part of nested dicts that `build` accepts as the dataclass `kind`, and what is wrong with
+    each of the keys left out."""
+    hints = typing.get_type_hints(kind)
+    kept: dict[str, Any] = {}
+    wrong: list[str] = []
+    for name, value in tree.items():
+        key = prefix + name
+        if name not in hints:
+            wrong.append(f"{key} is no key of this version")
+        elif dataclasses.is_dataclass(hints[name]) and isinstance(value, dict):
+            kept[name], more = readable(hints[name], value, f"{key}.")
+            wrong += more
+        else:
+            try:
+                build(hints[name], value, key)
+                kept[name] = value
+            except AqnetError as error:
+                wrong.append(str(error))
+    return kept, wrong
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """Nested dicts and lists, the inverse of `from_dict`; JSON and YAML can hold it."""
     result: dict[str, Any] = plain(dataclasses.asdict(config))

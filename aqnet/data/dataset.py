@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from aqnet import distributed
 from aqnet.batch import Batch, Statistics
 from aqnet.config import STATIC_VARIABLES, Config, periods
+from aqnet.data.layout import Layout
 from aqnet.data.store import Store, open_store
 from aqnet.errors import AqnetError
 
@@ -22,14 +23,14 @@ Hours = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
 
-def open_stores(config: Config) -> list[Store]:
-    """The stores of all years of the split, in time order.
+def open_stores(config: Config, years: Sequence[int] | None = None) -> list[Store]:
+    """The stores of `years` (all that the split touches) in time order; once in a process.
 
     Raises:
         AqnetError: one is missing, unfinished, on another grid, or lacks a variable; or two hold
             the same hour.
     """
-    years = config.data.split.years
+    years = config.data.split.years if years is None else years
     # looking for every shard file is for one process: 800 would ask the file system a million times
     whole = distributed.is_main()
     stores = [open_store(Path(config.data.stores) / f"{year}.zarr", whole=whole) for year in years]
@@ -76,37 +77,26 @@ class TimeIndex:
         return self.stores[self._owners[at]].read(int(self._rows[at]))
 
 
-class ForecastDataset(Dataset[Batch]):
-    """Map-style: item i is input time `times[i]` with all lead times, without the batch axis.
-
-    A sample exists where all its input times do; it belongs to a split if its input time and all
-    its target times lie in it. A target time without data is a masked target.
+class ItemReader:
+    """Normalised inputs and targets of any input time, and physical fields beside them.
 
     Attributes:
-        times: input times, hours since 1970 UTC, ascending, int64, shape [N].
-        grid: where the cells are.
+        layout: grid, channels and static fields of what is read.
     """
 
-    def __init__(self, config: Config, split_name: str, statistics: Statistics) -> None:
-        """Find the samples of `split_name` (train, validation or test); nothing is read yet.
+    def __init__(
+        self, config: Config, statistics: Statistics, layout: Layout, source: Fields
+    ) -> None:
+        """Nothing is read yet.
 
         Raises:
-            AqnetError: a store or a variable is missing, or the split holds no sample or target.
+            AqnetError: a variable has no statistics.
         """
         data = config.data
-        self.config, self.split_name = config, split_name
-        self.index = TimeIndex(open_stores(config))
-        self._source: Fields = self.index
-        first = self.index.stores[0]
-        self.grid = first.grid
+        self.config, self.layout, self._source = config, layout, source
+        self.grid = layout.grid
         self.lead_times = torch.tensor(data.lead_times)
-        self.times, self._facts = _samples(config, split_name, self.index.hours)
-        if len(self.times) == 0:
-            raise AqnetError(
-                f"data.split.{split_name}: no sample in {data.stores} for data.lead_times "
-                f"{list(data.lead_times)}: {self._facts}"
-            )
-        self._target_channels = [first.names.index(name) for name in data.targets]
+        self._target_channels = [layout.names.index(name) for name in data.targets]
         self._target_numbers = _numbers(statistics, data.targets)
         self._input_numbers = _numbers(statistics, config.input_variables)
         self._blank = np.full((len(self._input_numbers), *self.grid.shape), np.nan, np.float32)
@@ -114,66 +104,47 @@ class ForecastDataset(Dataset[Batch]):
         for row, full_name in enumerate(config.input_variables):
             name, _, earlier = full_name.partition("@")
             if name in STATIC_VARIABLES:
-                _normalise(first.static[name], self._input_numbers[row], self._blank[row])
+                _normalise(layout.static[name], self._input_numbers[row], self._blank[row])
             else:
                 hours = int(earlier.removesuffix("h") or 0)
-                self._reads.setdefault(hours, []).append((first.names.index(name), row))
+                self._reads.setdefault(hours, []).append((layout.names.index(name), row))
         self._mask = self.grid.mask.numpy()
 
-    def __len__(self) -> int:
-        return len(self.times)
-
-    def __getitem__(self, item: int) -> Batch:
-        """Batch of one item without the batch axis; -1 is the empty item, which reads nothing."""
-        if item == -1:
-            return self._empty()
-        if not 0 <= item < len(self.times):
-            raise IndexError(f"item {item} of {len(self.times)}")
-        time = int(self.times[item])
+    def item(self, time: int) -> Batch:
+        """The item of an input time, hours since 1970 UTC, without the batch axis; what is missing,
+        inputs or targets, is NaN."""
         targets = self._targets(time)
         mask = torch.from_numpy(np.isfinite(targets) & self._mask)
         fields = torch.from_numpy(self._fields(time))
         return Batch(fields, torch.tensor(time), self.lead_times, torch.from_numpy(targets), mask)
 
-    def report(self) -> str:
-        """One line: how many samples there are and what was left out."""
-        return f"{self.split_name}: {len(self.times)} samples; {self._facts}"
+    def empty(self, time: int) -> Batch:
+        """The empty item, which reads nothing."""
+        shape = (len(self.lead_times), len(self.config.data.targets), *self.grid.shape)
+        fields = torch.full(self._blank.shape, torch.nan)
+        targets = torch.full(shape, torch.nan)
+        mask = torch.zeros(shape, dtype=torch.bool)
+        return Batch(fields, torch.tensor(time), self.lead_times, targets, mask)
 
-    def thinned(self, max_items: int | None) -> ForecastDataset:
-        """At most `max_items` items, always the same, evenly spread over this dataset's."""
-        if max_items is None or max_items >= len(self.times):
-            return self
-        other = copy.copy(self)
-        places = np.linspace(0, len(self.times) - 1, max_items).round().astype(np.int64)
-        other.times = self.times[places]
-        other._facts = f"evenly spread among {len(self.times)}; {self._facts}"
-        return other
+    def check(self, times: Hours) -> None:
+        """Refuse input times of which, or of whose history, there are no fields.
 
-    def at(self, times: Hours, fields: Fields | None = None) -> ForecastDataset:
-        """The samples of other input times, hours since 1970 UTC, which need no targets.
-
-        Args:
-            fields: what is read instead of the stores.
         Raises:
-            AqnetError: names an hour of input that does not exist.
+            AqnetError: names the first hour that does not exist.
         """
-        other = copy.copy(self)
-        other.times, other._source = times, fields or self._source
+        hours = self._source.hours
         needed = (times[:, None] + np.array(self.config.data.history_hours)).flatten()
-        lost = needed[~np.isin(needed, other._source.hours)]
+        lost = needed[~np.isin(needed, hours)]
         if len(lost):
-            lacking, first, last = np.array(
-                [lost[0], *other._source.hours[[0, -1]]], "datetime64[h]"
-            )
+            lacking, first, last = np.array([lost[0], *hours[[0, -1]]], "datetime64[h]")
             raise AqnetError(
                 f"there are no fields of {lacking}, only of {first} to {last} (hours of "
                 "data.history_hours before an input time count as well)"
             )
-        return other
 
     def wind(self, time: int) -> NDArray[np.float32] | None:
         """Eastward and northward wind [2, H, W] in m/s of one hour, None where there is none."""
-        names = self.index.stores[0].names
+        names = self.layout.names
         values = self._source.read(time) if {"u", "v"} <= set(names) else None
         return None if values is None else values[[names.index("u"), names.index("v")]]
 
@@ -209,16 +180,72 @@ class ForecastDataset(Dataset[Batch]):
                     _normalise(values[channel], self._target_numbers[row], targets[at, row])
         return targets
 
-    def _empty(self) -> Batch:
-        shape = (len(self.lead_times), len(self.config.data.targets), *self.grid.shape)
-        fields = torch.full(self._blank.shape, torch.nan)
-        targets = torch.full(shape, torch.nan)
-        time = torch.tensor(int(self.times[0]))
-        return Batch(fields, time, self.lead_times, targets, torch.zeros(shape, dtype=torch.bool))
+
+class ForecastDataset(Dataset[Batch]):
+    """Map-style: item i is input time `times[i]` with all lead times, without the batch axis.
+
+    A sample exists where all its input times do; it belongs to a split if its input time and all
+    its target times lie in it. A target time without data is a masked target.
+
+    Attributes:
+        times: input times, hours since 1970 UTC, ascending, int64, shape [N].
+        reader: reads the items, and other times of the same stores.
+        grid: where the cells are.
+    """
+
+    def __init__(
+        self, config: Config, split_name: str, statistics: Statistics, stores: Sequence[Store]
+    ) -> None:
+        """Find the samples of `split_name` (train, validation or test) in `open_stores(config)`;
+        nothing is read yet.
+
+        Raises:
+            AqnetError: a variable has no statistics, or the split holds no sample or target.
+        """
+        data, index = config.data, TimeIndex(stores)
+        self.config, self.split_name = config, split_name
+        self.reader = ItemReader(config, statistics, Layout.of(stores[0]), index)
+        self.grid = self.reader.grid
+        self.times, self._facts = _samples(config, split_name, index.hours)
+        if len(self.times) == 0:
+            raise AqnetError(
+                f"data.split.{split_name}: no sample in {data.stores} for data.lead_times "
+                f"{list(data.lead_times)}: {self._facts}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    def __getitem__(self, item: int) -> Batch:
+        """Batch of one item without the batch axis; -1 is the empty item, which reads nothing."""
+        if item == -1:
+            return self.reader.empty(int(self.times[0]))
+        if not 0 <= item < len(self.times):
+            raise IndexError(f"item {item} of {len(self.times)}")
+        return self.reader.item(int(self.times[item]))
+
+    def report(self) -> str:
+        """One line: how many samples there are and what was left out."""
+        return f"{self.split_name}: {len(self.times)} samples; {self._facts}"
+
+    def thinned(self, max_items: int | None) -> ForecastDataset:
+        """At most `max_items` items, always the same, evenly spread over this dataset's."""
+        if max_items is None or max_items >= len(self.times):
+            return self
+        places = np.linspace(0, len(self.times) - 1, max_items).round().astype(np.int64)
+        other = self.at(self.times[places])
+        other._facts = f"evenly spread among {len(self.times)}; {self._facts}"
+        return other
+
+    def at(self, times: Hours) -> ForecastDataset:
+        """The samples of some input times, hours since 1970 UTC."""
+        other = copy.copy(self)
+        other.times = times
+        return other
 
 
 def target_fields(
-    config: Config, split_name: str, wanted: Callable[[Hours], Flags]
+    config: Config, stores: Sequence[Store], split_name: str, wanted: Callable[[Hours], Flags]
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Existing hours of a split in time order, with their targets.
 
@@ -227,8 +254,8 @@ def target_fields(
     Yields:
         Hours since 1970 UTC, and physical values [T, H, W], NaN where missing or outside the mask.
     """
-    index = TimeIndex(open_stores(config))
-    first = index.stores[0]
+    index = TimeIndex(stores)
+    first = stores[0]
     channels = [first.names.index(name) for name in config.data.targets]
     mask = first.grid.mask.numpy()
     hours = index.hours[_inside(config, split_name, index.hours)]

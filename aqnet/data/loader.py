@@ -21,9 +21,9 @@ def collate(items: Sequence[Batch]) -> Batch:
     return Batch(*(torch.stack(tensors) for tensors in zip(*items, strict=True)))
 
 
-class _Told(Dataset[Batch | AqnetError]):
-    """A dataset whose errors for the user are values: raised in a loader process, torch would give
-    them its traceback as their message."""
+class _ErrorsAsValues(Dataset[Batch | AqnetError]):
+    """A dataset that returns an `AqnetError` in place of the item: had a loader process raised it,
+    torch would put the traceback into its message."""
 
     def __init__(self, dataset: ForecastDataset) -> None:
         self.dataset = dataset
@@ -35,7 +35,7 @@ class _Told(Dataset[Batch | AqnetError]):
             return error
 
 
-def _collate_told(items: Sequence[Batch | AqnetError]) -> Batch | AqnetError:
+def _collate_unless_error(items: Sequence[Batch | AqnetError]) -> Batch | AqnetError:
     for item in items:
         if isinstance(item, AqnetError):
             return item
@@ -43,40 +43,57 @@ def _collate_told(items: Sequence[Batch | AqnetError]) -> Batch | AqnetError:
 
 
 class _Loader(DataLoader[Batch]):
+    keep_workers = True
+
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         new_workers = self.num_workers > 0 and self._iterator is None
         batches = super().__iter__()
         if new_workers:
             # multiprocessing would terminate them at exit, which they ignore, and wait for ever
             atexit.register(_end_workers, weakref.ref(self))
-        for batch in batches:
-            if isinstance(batch, AqnetError):
+        keep = self.keep_workers
+        try:
+            for batch in batches:
+                if isinstance(batch, AqnetError):
+                    keep = False
+                    raise batch
+                yield batch
+        finally:
+            if not keep:
                 _end_workers(weakref.ref(self))
-                raise batch
-            yield batch
 
 
 def loader(
-    dataset: ForecastDataset, batch_sampler: Sampler[list[int]], workers: int
+    dataset: ForecastDataset,
+    batch_sampler: Sampler[list[int]],
+    workers: int,
+    keep_workers: bool = True,
 ) -> DataLoader[Batch]:
     """Whole micro-batches, read in `workers` processes (0: in this one), in pinned memory where
-    there is a GPU. An `AqnetError` of a loader process is raised here as it was raised there."""
-    return _Loader(
-        _Told(dataset),  # type: ignore[arg-type]
+    there is a GPU. An `AqnetError` of a loader process is raised here as it was raised there.
+
+    Args:
+        keep_workers: whether they wait for the next epoch, or end with each.
+    """
+    batches = _Loader(
+        _ErrorsAsValues(dataset),  # type: ignore[arg-type]
         batch_sampler=batch_sampler,
         num_workers=workers,
-        collate_fn=_collate_told,
+        collate_fn=_collate_unless_error,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,
         generator=torch.Generator(),  # iterating draws nothing from torch's default one
         worker_init_fn=_leave_signals_to_parent,
     )
+    batches.keep_workers = keep_workers
+    return batches
 
 
 def _end_workers(reference: weakref.ref[_Loader]) -> None:
     loader = reference()
     if loader is not None and loader._iterator is not None:
         loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
+        loader._iterator = None
 
 
 def _leave_signals_to_parent(worker: int) -> None:

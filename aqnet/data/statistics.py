@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from aqnet.batch import Statistics
-from aqnet.checkpoint.files import replace_text
 from aqnet.config import STATIC_VARIABLES, Config, periods
 from aqnet.data.dataset import ForecastDataset
 from aqnet.data.moments import Moments, merged, moments
@@ -20,6 +19,7 @@ from aqnet.data.prepare.store_writer import writing
 from aqnet.data.sources.view import dynamic_names
 from aqnet.data.store import Store
 from aqnet.errors import AqnetError
+from aqnet.files import replace_text
 
 
 def compute(config: Config, stores: Sequence[Store]) -> Statistics:

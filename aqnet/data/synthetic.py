@@ -34,6 +34,7 @@ import zarr
 from numpy.typing import NDArray
 
 from aqnet.errors import AqnetError, run
+from aqnet.files import partial_of, replace_folder
 
 Array = NDArray[np.float64]
 UNITS = {
@@ -217,7 +218,7 @@ def write_year(output: Path, world: World, year: int, seed: int, hours: int | No
     )
     count = end - start if hours is None else hours
     path = output / f"data_{year}_china_masked.zarr"
-    beside = path.with_name(path.name + ".partial")
+    beside = partial_of(path)
     shutil.rmtree(beside, ignore_errors=True)
     group = zarr.open_group(beside, mode="w", zarr_format=3)
     _write_coordinates(group, world, start, count)
@@ -234,9 +235,7 @@ def write_year(output: Path, world: World, year: int, seed: int, hours: int | No
             array[first : first + len(block)] = rounded(fields.astype(np.float32))
         if first // BLOCK_HOURS % 8 == 0:
             print(f"{year}: hour {first} of {count}", flush=True)
-    if path.exists():
-        shutil.rmtree(path)
-    beside.replace(path)
+    replace_folder(beside, path)
     return path
 
 

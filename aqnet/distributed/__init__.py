@@ -21,6 +21,7 @@ from aqnet.distributed.collectives import (
     world_size,
     wrap,
 )
+from aqnet.distributed.launch import by_first_process
 
 __all__ = [
     "any_rank",
@@ -28,6 +29,7 @@ __all__ = [
     "at_step",
     "barrier",
     "broadcast_object",
+    "by_first_process",
     "exchange_seconds",
     "explained",
     "gather_objects",

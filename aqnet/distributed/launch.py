@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import datetime
+import io
 import os
 import resource
 import signal
 import sys
 import time
 import uuid
+from collections.abc import Iterator
 
 import torch
 
@@ -17,6 +20,22 @@ from aqnet.distributed.arrivals import Store
 from aqnet.errors import AqnetError
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+@contextlib.contextmanager
+def by_first_process() -> Iterator[None]:
+    """Inside, before the processes have found each other, only rank 0 prints: help and errors of
+    the command line are read once, not by every process of torchrun."""
+    if os.environ.get("RANK", "0") == "0":
+        yield
+        return
+    nowhere = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            yield
+    except (AqnetError, SystemExit) as error:
+        time.sleep(5.0)  # torchrun ends all processes when one fails: rank 0 speaks first
+        sys.exit(2 if isinstance(error, AqnetError) else error.code)
 
 
 def die_with_parent() -> None:

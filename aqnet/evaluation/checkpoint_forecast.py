@@ -17,17 +17,20 @@ from aqnet.grid import Grid
 
 
 def config_of(loaded: Loaded, path: str | None, overrides: list[str]) -> Config:
-    """The checkpoint's config, or the one of `path`, which must describe the same model.
+    """The checkpoint's config, or the one of `path`, which must describe the same model. Keys and
+    values of the checkpoint's that this version refuses are named on the terminal.
 
     Raises:
         AqnetError: other variables, targets, lead times, history or model than it was trained with.
     """
+    origin = f"{loaded.path} (state.json)"
+    trained, lines = configs.from_checkpoint(loaded.state["config"], origin)
+    for line in lines:
+        print(line, flush=True)
     if path is not None:
         config = configs.load(path, overrides)
     else:
-        origin = f"{loaded.path} (state.json)"
-        config = configs.from_dict(configs.overridden(loaded.state["config"], overrides), origin)
-    trained = configs.from_dict(loaded.state["config"], str(loaded.path))
+        config, _ = configs.from_checkpoint(loaded.state["config"], origin, overrides)
     for key in ("variables", "targets", "lead_times", "history_hours"):
         before, now = getattr(trained.data, key), getattr(config.data, key)
         if before != now:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from aqnet.errors import AqnetError
 from aqnet.evaluation import metrics
 from aqnet.evaluation.run import Scorer
+from aqnet.files import write_beside
 
 Values = NDArray[np.float64]
 
@@ -57,11 +58,9 @@ def of(scorer: Scorer) -> Daily:
 
 
 def write(path: Path, daily: Daily) -> None:
-    """Write a new file, atomically."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
+    """Write days.npz."""
+    with write_beside(path) as file:
         np.savez_compressed(file, **daily._asdict())
-    partial.replace(path)
 
 
 def read(path: Path) -> Daily:

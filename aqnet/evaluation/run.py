@@ -19,10 +19,10 @@ from aqnet.config import Config
 from aqnet.errors import AqnetError
 from aqnet.evaluation import metrics
 from aqnet.evaluation.baselines import SIMPLE, Baselines, month_of
-from aqnet.evaluation.forecasts.zarr_files import Elsewhere
+from aqnet.evaluation.forecasts.zarr_files import ExternalForecast
 from aqnet.evaluation.histograms import Records
 from aqnet.evaluation.stations import Observations, StationScores
-from aqnet.grid import Grid
+from aqnet.grid import Grid, cell_areas
 
 Values = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -52,7 +52,7 @@ class Scorer:
         baselines: Baselines,
         observed: Callable[[int], NDArray[np.float32]],
         regions: dict[str, Flags],
-        others: Sequence[Elsewhere] = (),
+        others: Sequence[ExternalForecast] = (),
         observations: Observations | None = None,
     ) -> None:
         """
@@ -66,7 +66,7 @@ class Scorer:
         self.observed, self.others = observed, tuple(others)
         self.grid, self.cells = grid, grid.mask.numpy()
         self.regions = ("all", *regions)
-        area = _area(grid)[self.cells]
+        area = cell_areas(grid.lat.numpy(), grid.lon.numpy())[self.cells]
         self.area = np.stack([area, *(area * mask[self.cells] for mask in regions.values())])
         mean, std = statistics.of(config.data.targets)
         self.mean, self.std = mean.numpy(), std.numpy()
@@ -159,15 +159,15 @@ def score_all(
     forecast: Callable[[Batch], Tensor],
     loader: DataLoader[Batch],
     total: int,
-    keep: Callable[[Batch, Tensor], None],
+    keep: Callable[[Batch, Tensor], None] | None = None,
 ) -> None:
     """Forecast and score every batch of every rank; the sums come together on rank 0.
 
     Args:
         loader: this rank's batches: batch j of all, in time order, goes to rank j mod world_size.
         total: samples of all ranks, for the progress.
-        keep: called with each batch and its forecast; every rank's calls are over when rank 0
-            returns.
+        keep: called with each batch and its forecast, if given; every rank's calls are over when
+            rank 0 returns.
     """
     progress = Progress(total)
     batches = iter(loader)
@@ -178,7 +178,8 @@ def score_all(
         if batch is not None:
             values = forecast(batch)
             items = scorer.score(batch, values)
-            keep(batch, values)
+            if keep is not None:
+                keep(batch, values)
         everyone = distributed.gather_objects(items)
         if everyone is not None:
             for item in (item for row in everyone for item in row):
@@ -236,9 +237,3 @@ def read_regions(path: str | None, domain: Flags) -> dict[str, Flags]:
         if name == "all":
             raise AqnetError(f"{path}: 'all' is the name of the whole domain; choose another")
     return masks
-
-
-def _area(grid: Grid) -> Values:
-    """cos(latitude) on a degree grid; 1 where the grid is projected (cells of equal size)."""
-    lat = grid.lat.numpy()
-    return np.cos(np.radians(lat)) if grid.on_degrees else np.ones_like(lat)

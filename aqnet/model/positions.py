@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aqnet.errors import AqnetError
-from aqnet.grid import Grid
+from aqnet.grid import Grid, wrapped
 
 METRES_PER_KM = 1000.0
 
@@ -56,11 +56,6 @@ def fraction_features(fraction: Tensor, dim: int) -> Tensor:
     return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
 
-def wrap_degrees(difference: Tensor) -> Tensor:
-    """Longitude differences brought to [-180, 180)."""
-    return torch.remainder(difference + 180.0, 360.0) - 180.0
-
-
 @dataclass(frozen=True, eq=False)
 class Patches:
     """The h x w patches of a grid padded to whole patches, in the order of the stored rows.
@@ -90,7 +85,7 @@ def patches_of(grid: Grid, patch: int) -> Patches:
     if not bool(grid.mask.any()):
         raise AqnetError("the domain mask has no valid cell: nothing to forecast; check the mask")
     first = grid.lon.reshape(-1)[0]
-    offset = wrap_degrees(grid.lon.double() - first)
+    offset = wrapped(grid.lon.double() - first)
     lat, offset = (_extended(field.double(), patch) for field in (grid.lat, offset))
     mask = _padded(grid.mask, patch, False)
     height, width = mask.shape[0] // patch, mask.shape[1] // patch
@@ -103,7 +98,7 @@ def patches_of(grid: Grid, patch: int) -> Patches:
     return Patches(
         shape=(height, width),
         lat=lat.mean(dim=1),
-        lon=wrap_degrees(offset.mean(dim=1) + first),
+        lon=wrapped(offset.mean(dim=1) + first),
         elevation_km=elevation_km,
         mask=mask,
         domain=inside.amax(dim=1) > 0,

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from aqnet.errors import AqnetError
-from aqnet.model.positions import Patches, wrap_degrees
+from aqnet.grid import wrapped
+from aqnet.model.positions import Patches
 
 NUM_SECTORS = 16
 CALM_SPEED = 0.5  # m/s; below it a mean wind has no direction worth following
@@ -142,7 +143,7 @@ def ground_coordinates(patches: Patches, region: Tensor | None = None) -> tuple[
     x = R cos(lat) (lon - lon_c), y = R (lat - lat_c); c is the middle of the patches' range over
     the domain or, with `region` [h * w], over a patch's region. Nothing is periodic.
     """
-    longitude = wrap_degrees(patches.lon - _middle_longitude(patches.lon[patches.domain]))
+    longitude = wrapped(patches.lon - _middle_longitude(patches.lon[patches.domain]))
     if region is None:
         inside = patches.domain
         centre_lon = (longitude[inside].min() + longitude[inside].max()) / 2
@@ -192,7 +193,7 @@ def _sort_keys(patches: Patches, x: Tensor, y: Tensor, num_sectors: int) -> np.n
     first = torch.cat([along, row.unsqueeze(0), column.unsqueeze(0)])
     second = torch.cat([cross, column.unsqueeze(0), row.unsqueeze(0)])
     keys = torch.stack(
-        [first, second, patches.lat.expand_as(first), wrap_degrees(patches.lon).expand_as(first)]
+        [first, second, patches.lat.expand_as(first), wrapped(patches.lon).expand_as(first)]
     )
     result: np.ndarray = keys.numpy()
     return result
@@ -207,6 +208,6 @@ def _rows_and_columns(patches: Patches) -> tuple[Tensor, Tensor]:
     lon = patches.lon.reshape(height, width)
     if lat[0] < lat[-1]:
         row = height - 1 - row
-    if wrap_degrees(lon.diff(dim=1)).sum() < 0:
+    if wrapped(lon.diff(dim=1)).sum() < 0:
         column = width - 1 - column
     return row.reshape(-1), column.reshape(-1)

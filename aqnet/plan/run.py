@@ -19,9 +19,9 @@ import numpy as np
 import zarr
 
 from aqnet import config as configs
-from aqnet.checkpoint.files import replace_text
 from aqnet.config import Config, periods
 from aqnet.errors import AqnetError
+from aqnet.files import replace_text
 from aqnet.plan import machine as machines
 from aqnet.plan.formulas import (
     Size,

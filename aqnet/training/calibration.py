@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from aqnet import distributed
 from aqnet.batch import Batch
@@ -24,14 +24,20 @@ SCORE_BINS = Bins(5000, fine=16.0, reach=12.5)  # 0.0003 wide at 0, half a per c
 
 
 class Calibration:
-    """Counts of scores, which add up to the same for any number of processes.
+    """Measures a model's `stretch` anew, from counts that add up to the same for any number of
+    processes. While it does, `stretch` is 0, so that the model gives its raw quantiles.
 
     Attributes:
-        counts: int64, shape [Q, K, T, bins]; times: input times with a valid cell, [K, T].
+        counts: of scores, int64, shape [Q, K, T, bins]; times: input times with a valid cell,
+            [K, T].
     """
 
-    def __init__(self, config: Config, device: torch.device) -> None:
+    def __init__(self, config: Config, model: nn.Module) -> None:
         self.config, self.levels = config, config.model.quantiles
+        self._stretch = model.get_buffer("stretch")
+        self._before = self._stretch.clone()
+        self._stretch.zero_()
+        device = self._stretch.device
         shape = len(config.data.lead_times), len(config.data.targets)
         size = len(self.levels), *shape, SCORE_BINS.number
         self.counts = torch.zeros(size, dtype=torch.int64, device=device)
@@ -48,10 +54,13 @@ class Calibration:
         for counts, row in zip(self.counts, group * SCORE_BINS.number + bins, strict=True):
             counts += torch.bincount(row, minlength=counts.numel()).view_as(counts)
 
-    def stretch(self) -> Tensor:
-        """What `aqnet.model.quantiles.stretched` moves quantiles by, float32, shape [Q, K, T].
+    def abandon(self) -> None:
+        """Leave the model as it was."""
+        self._stretch.copy_(self._before)
 
-        All ranks call, once.
+    def finish(self) -> None:
+        """Give the model what `aqnet.model.quantiles.stretched` is to move its quantiles by,
+        [Q, K, T]; all ranks call.
 
         Raises:
             AqnetError: a target has too few input times at a lead time.
@@ -65,7 +74,7 @@ class Calibration:
         counts = self.counts.cpu().numpy()
         pairs = zip(counts, levels, strict=True)
         found = [SCORE_BINS.quantile(part, level) for part, level in pairs]
-        return torch.from_numpy(np.stack(found)).float()
+        self._stretch.copy_(torch.from_numpy(np.stack(found)))
 
 
 def check_times(found: int, levels: Sequence[float], what: str = "a sample") -> None:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from aqnet.batch import Batch
 
-Picture = NDArray[np.uint8]
+Pixels = NDArray[np.uint8]
 
 _MISSING = (128, 128, 128)
 _PANEL_HEIGHT = 96  # pixels at least; coarse grids are enlarged to it
@@ -31,7 +31,7 @@ class Examples(NamedTuple):
     south_first: bool
 
 
-def mosaic(forecast: NDArray[np.float32], truth: NDArray[np.float32], south_first: bool) -> Picture:
+def mosaic(forecast: NDArray[np.float32], truth: NDArray[np.float32], south_first: bool) -> Pixels:
     """Forecast, truth and forecast - truth from left to right, lead times from top to bottom.
 
     The colours of a lead time span 96 % of its true values, so that they keep their meaning from
@@ -57,7 +57,7 @@ def mosaic(forecast: NDArray[np.float32], truth: NDArray[np.float32], south_firs
     return _joined(rows, axis=0)
 
 
-def _coloured(values: NDArray[np.float32], colours: tuple[tuple[int, int, int], ...]) -> Picture:
+def _coloured(values: NDArray[np.float32], colours: tuple[tuple[int, int, int], ...]) -> Pixels:
     """Colours of values from 0 to 1 (beyond: the nearest), shape [H, W, 3]."""
     places = np.linspace(0, 1, len(colours))
     inside = np.nan_to_num(values)
@@ -67,12 +67,12 @@ def _coloured(values: NDArray[np.float32], colours: tuple[tuple[int, int, int], 
     return picture
 
 
-def _enlarged(panel: Picture, south_first: bool) -> Picture:
+def _enlarged(panel: Pixels, south_first: bool) -> Pixels:
     factor = -(-_PANEL_HEIGHT // panel.shape[0])
     return (panel[::-1] if south_first else panel).repeat(factor, axis=0).repeat(factor, axis=1)
 
 
-def _joined(parts: list[Picture], axis: int) -> Picture:
+def _joined(parts: list[Pixels], axis: int) -> Pixels:
     shape = list(parts[0].shape)
     shape[axis] = _GAP
     gap = np.full(shape, 255, dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""What a run says about itself: means over the steps between two log lines."""
+"""A training run's log: losses, speed, validation, maps and skipped steps."""
 
 from __future__ import annotations
 
@@ -10,29 +10,31 @@ import torch
 from torch import Tensor
 
 from aqnet import distributed
-from aqnet.config import Config
 from aqnet.distributed.launch import peak_bytes
-from aqnet.training.loss import loss_weights
 from aqnet.training.maps import Examples, mosaic
-from aqnet.training.step import StepResult
-from aqnet.training.telemetry import Stopwatch, Telemetry
+from aqnet.training.step import StepResult, TrainingState
+from aqnet.training.telemetry import Telemetry
 
 
 class Reporter:
-    """Turns what the loop knows into scalars: means over the steps between two log lines."""
+    """Makes the log of a run: scalars are means over the steps between two log lines."""
 
-    def __init__(
-        self, config: Config, telemetry: Telemetry, stopwatch: Stopwatch, item_flops: float
-    ) -> None:
-        """`item_flops`: of the forward and backward of one item, by `training.formulas`."""
-        self._config, self._telemetry, self._stopwatch = config, telemetry, stopwatch
+    def __init__(self, state: TrainingState, item_flops: float) -> None:
+        """`item_flops`: of the forward and backward of one item."""
+        self._config, self._stopwatch = state.config, state.stopwatch
         self._item_flops = item_flops
-        self._weights = loss_weights(config, torch.device("cpu"))
+        self._weights = state.weights.cpu()
+        self.telemetry = Telemetry(
+            self._config.run_dir,
+            distributed.is_main(),
+            state.position.global_step,
+            self._config.train.max_steps,
+        )
         self._forget()
 
     def step(self, step: int, items: int, result: StepResult, rate: float) -> None:
         """Count a step of `items` items over all ranks; every `train.log_every` steps, report."""
-        self._telemetry.advance()
+        self.telemetry.advance()
         self._items += items
         if result.updated:
             self._sums += torch.stack([result.errors, result.cells])
@@ -50,21 +52,21 @@ class Reporter:
             **self._speed(),
         }
         with self._stopwatch.part("telemetry"):
-            self._telemetry.scalars(step, values)
+            self.telemetry.scalars(step, values)
             shown = ("train/loss", "train/learning_rate", "items_per_second")
             brief = {name.removeprefix("train/"): values[name] for name in shown}
             shares = {name: value for name, value in values.items() if name.startswith("time/")}
-            self._telemetry.progress(step, {**brief, **shares})
+            self.telemetry.progress(step, {**brief, **shares})
         self._forget()
 
     def validation(self, step: int, values: Mapping[str, float]) -> None:
         """Report a validation."""
-        self._telemetry.scalars(step, values)
+        self.telemetry.scalars(step, values)
         line = f"step {step}  validation loss {values['validation/loss']:.4g}"
         skills = [value for name, value in values.items() if "/skill_persistence/" in name]
         if skills:
             line += f"  mean skill against persistence {sum(skills) / len(skills):.3f}"
-        self._telemetry.say(line)
+        self.telemetry.say(line)
 
     def maps(self, step: int, forecast: Tensor, examples: Examples) -> None:
         """Draw `forecast` [B, K, T, H, W] of the example items beside their truth."""
@@ -75,14 +77,14 @@ class Reporter:
                 ours, real = (values[item, :, column].numpy() for values in (forecast, truth))
                 name = f"maps/{target}/{np.datetime64(time, 'h')}"
                 draw = partial(mosaic, ours, real, examples.south_first)
-                self._telemetry.picture(step, name, draw)
+                self.telemetry.picture(step, name, draw)
 
     def bad_step(self, step: int, loss: float, norm: float, times: list[list[int]]) -> None:
         """Report a skipped step with its items' input times."""
         hours = sorted(time for row in times for time in row if time >= 0)
         texts = [f"{np.datetime64(hour, 'h')}" for hour in hours]
-        self._telemetry.record(step, {"skipped_step_times": texts})
-        self._telemetry.say(
+        self.telemetry.record(step, {"skipped_step_times": texts})
+        self.telemetry.say(
             f"step {step}  skipped: loss {loss}, gradient norm {norm}; input times "
             f"{', '.join(texts[:8])}{' ...' if len(texts) > 8 else ''}"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -17,15 +17,18 @@ from aqnet.batch import Batch, Forecast
 from aqnet.config import Config
 from aqnet.errors import AqnetError
 from aqnet.training.loss import loss_sums, loss_weights, pinball_sums
+from aqnet.training.optimizer import MovingAverage
+from aqnet.training.position import Position
 from aqnet.training.telemetry import Stopwatch
 
 
 @dataclass
-class Trainee:
-    """What an optimizer step works on.
+class TrainingState:
+    """A model in training and all that changes with it.
 
     Attributes:
         model: the bare module; parallel: the same, wrapped for several processes.
+        average: moving average of the weights, where the run keeps one.
         weights: of the loss, shape [K, T]; groups: the parameters that learn, the quantile head's
             apart from those of the mean forecast.
     """
@@ -35,9 +38,11 @@ class Trainee:
     parallel: nn.Module
     optimizer: torch.optim.Optimizer
     device: torch.device
-    stopwatch: Stopwatch
+    average: MovingAverage | None = None
+    position: Position = field(default_factory=Position)
 
     def __post_init__(self) -> None:
+        self.stopwatch = Stopwatch(self.device)
         self.weights = loss_weights(self.config, self.device)
         # clipped apart, or a steep pinball loss would slow the mean forecast down
         self.groups: tuple[list[nn.Parameter], list[nn.Parameter]] = [], []
@@ -79,17 +84,17 @@ def seed_micro_batch(seed: int, step: int, micro_step: int) -> None:
         torch.cuda.manual_seed(number)
 
 
-def forward(trainee: Trainee, model: nn.Module, batch: Batch) -> Forecast:
+def forward(state: TrainingState, model: nn.Module, batch: Batch) -> Forecast:
     """Forecast of a batch in the run's precision."""
-    batch = batch.to(trainee.device)
-    enabled = trainee.config.train.precision == "bf16"
-    with torch.autocast(trainee.device.type, torch.bfloat16, enabled=enabled):
+    batch = batch.to(state.device)
+    enabled = state.config.train.precision == "bf16"
+    with torch.autocast(state.device.type, torch.bfloat16, enabled=enabled):
         output: Tensor | Forecast = model(batch.fields, batch.time, batch.lead_time)
     return output if isinstance(output, Forecast) else Forecast(output)
 
 
 def optimizer_step(
-    trainee: Trainee, batches: Iterator[Batch], micro_steps: int, step: int, flags: list[float]
+    state: TrainingState, batches: Iterator[Batch], micro_steps: int, step: int, flags: list[float]
 ) -> StepResult:
     """Accumulate `micro_steps` micro-batches, exchange, clip and update, or skip a bad step.
 
@@ -97,66 +102,66 @@ def optimizer_step(
     by the number of all valid cells. A non-finite loss or gradient norm on any rank skips the
     update on all of them. The learning rate is set already.
     """
-    sums, times = _accumulate(trainee, batches, micro_steps, step)
-    with trainee.stopwatch.part("communication"):
+    sums, times = _accumulate(state, batches, micro_steps, step)
+    with state.stopwatch.part("communication"):
         mine = torch.cat([torch.tensor(flags, dtype=torch.float64), sums.flatten()])
         shared = distributed.sum_(mine)
     found, sums = shared[: len(flags)], shared[len(flags) :].view_as(sums)
     errors, cells, losses, theirs = sums
-    weights, counts = trainee.weights.cpu(), (cells.sum(), theirs.sum())
+    weights, counts = state.weights.cpu(), (cells.sum(), theirs.sum())
     loss, pinball = (
         float((part * weights).sum() / count)
         for part, count in zip((errors, losses), counts, strict=True)
     )
-    with trainee.stopwatch.part("optimizer"):
-        norm = _scale_and_clip(trainee, [max(1.0, float(count)) for count in counts])
+    with state.stopwatch.part("optimizer"):
+        norm = _scale_and_clip(state, [max(1.0, float(count)) for count in counts])
         updated = bool(np.isfinite(loss) and np.isfinite(norm))
         if updated:
-            trainee.optimizer.step()
-        trainee.optimizer.zero_grad()
+            state.optimizer.step()
+        state.optimizer.zero_grad()
     return StepResult(errors, cells, loss, pinball, norm, found.tolist(), updated, times)
 
 
-def warm_up(trainee: Trainee, empty: Batch) -> None:
+def warm_up(state: TrainingState, empty: Batch) -> None:
     """A forward and backward without an effect, so that every counted step is like every other.
 
     DDP rebuilds its buckets after its first backward, which changes the order of summation: a
     resumed run would differ from an uninterrupted one in its first step.
     """
-    empty = empty.to(trainee.device)
-    forecast = forward(trainee, trainee.parallel, empty)
-    sums = _sums(forecast, empty, trainee.config)
+    empty = empty.to(state.device)
+    forecast = forward(state, state.parallel, empty)
+    sums = _sums(forecast, empty, state.config)
     distributed.arrive()
     sums[::2].sum().backward()
-    trainee.optimizer.zero_grad()
+    state.optimizer.zero_grad()
 
 
 def _accumulate(
-    trainee: Trainee, batches: Iterator[Batch], micro_steps: int, step: int
+    state: TrainingState, batches: Iterator[Batch], micro_steps: int, step: int
 ) -> tuple[Tensor, list[int]]:
     """Gradients of the sum of errors, and all `_sums`, float64 on the CPU, shape [4, K, T]."""
-    watch = trainee.stopwatch
-    totals = torch.zeros(4, *trainee.weights.shape, dtype=torch.float64, device=trainee.device)
+    watch = state.stopwatch
+    totals = torch.zeros(4, *state.weights.shape, dtype=torch.float64, device=state.device)
     times: list[int] = []
     for micro_step in range(micro_steps):
         with watch.part("data"):
             batch = next(batches)
             times += torch.where(batch.mask.any((1, 2, 3, 4)), batch.time, -1).tolist()
-            batch = batch.to(trainee.device)
+            batch = batch.to(state.device)
         last = micro_step == micro_steps - 1
-        with contextlib.nullcontext() if last else distributed.no_sync(trainee.parallel):
+        with contextlib.nullcontext() if last else distributed.no_sync(state.parallel):
             with watch.part("forward"):
-                seed_micro_batch(trainee.config.seed, step, micro_step)
-                forecast = forward(trainee, trainee.parallel, batch)
-                sums = _sums(forecast, batch, trainee.config)
+                seed_micro_batch(state.config.seed, step, micro_step)
+                forecast = forward(state, state.parallel, batch)
+                sums = _sums(forecast, batch, state.config)
             with watch.part("backward"):
                 if last:
                     distributed.arrive()
-                (sums[::2] * trainee.weights).sum().backward()
+                (sums[::2] * state.weights).sum().backward()
                 totals += sums.detach()
     with watch.part("backward"):  # on a GPU, here is where its work is waited for
         totals = totals.cpu()
-    watch.move(distributed.exchange_seconds(trainee.parallel), "backward", "communication")
+    watch.move(distributed.exchange_seconds(state.parallel), "backward", "communication")
     return totals, times
 
 
@@ -167,7 +172,7 @@ def _sums(forecast: Forecast, batch: Batch, config: Config) -> Tensor:
     return torch.stack([part.double() for part in (errors, cells, losses, theirs)])
 
 
-def _scale_and_clip(trainee: Trainee, cells: list[float]) -> float:
+def _scale_and_clip(state: TrainingState, cells: list[float]) -> float:
     """Divide the gradients of each group by its `cells` of all ranks, and clip them to `clip_norm`.
 
     Gradients are equal on all ranks here, so a norm is the global one.
@@ -176,27 +181,27 @@ def _scale_and_clip(trainee: Trainee, cells: list[float]) -> float:
         The norm of the first group before; NaN where that of any is not finite.
     """
     norms = []
-    for group, count in zip(trainee.groups, cells, strict=True):
+    for group, count in zip(state.groups, cells, strict=True):
         present = [value for value in group if value.grad is not None]
         if not present:
             continue
         gradients = [value.grad for value in present if value.grad is not None]
         torch._foreach_mul_(gradients, distributed.world_size() / count)
         norms.append(torch.nn.utils.get_total_norm(gradients))
-        torch.nn.utils.clip_grads_with_norm_(present, trainee.config.train.clip_norm, norms[-1])
+        torch.nn.utils.clip_grads_with_norm_(present, state.config.train.clip_norm, norms[-1])
     whole = torch.stack(norms)
     return float(torch.where(whole.isfinite().all(), whole[0], torch.nan))
 
 
-def check_ranks_agree(trainee: Trainee, step: int) -> None:
+def check_ranks_agree(state: TrainingState, step: int) -> None:
     """Compare a checksum of every parameter's bits over the ranks; all of them must call.
 
     Raises:
         AqnetError: the ranks have come apart; those unlike most and the first tensor are named.
             Rank 0 raises; the others learn of it at their next collective.
     """
-    names = [name for name, _ in trainee.model.named_parameters()]
-    bits = [value.detach().contiguous().view(torch.int32) for value in trainee.model.parameters()]
+    names = [name for name, _ in state.model.named_parameters()]
+    bits = [value.detach().contiguous().view(torch.int32) for value in state.model.parameters()]
     sums = torch.stack([value.sum() for value in bits])
     everyone = distributed.gather_objects(sums.tolist())
     if everyone is None:

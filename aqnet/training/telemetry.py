@@ -1,4 +1,4 @@
-"""Scalars for TensorBoard, `metrics.jsonl` and the terminal, and where the time went."""
+"""Writes scalars to TensorBoard, `metrics.jsonl` and the terminal; times the parts of a step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from aqnet.checkpoint.files import replace_text
+from aqnet.errors import one_line
+from aqnet.files import replace_text
 
 
 class Stopwatch:
@@ -135,17 +136,22 @@ class Telemetry:
         self.say("  ".join([f"step {step}{of}", *plain, *shares]))
 
     def flush(self) -> None:
-        """Call with each checkpoint: a run killed after it will not tell these points again, and
-        TensorBoard's writer keeps them for up to two minutes."""
+        """Call with each checkpoint: a run killed after it does not write these points again, and
+        TensorBoard's writer keeps them in memory for up to two minutes."""
         if self._active:
             self._board.flush()
 
     def close(self) -> None:
-        """Wait for pictures, flush and close the files; an error of drawing comes up here."""
+        """Wait for pictures, flush and close the files. A picture that could not be drawn is worth
+        a warning, not the run."""
         if self._active:
             self._painter.shutdown()
-            for drawn in self._drawn:
-                drawn.result()
+            errors = [error for drawn in self._drawn if (error := drawn.exception())]
+            if errors:
+                self.say(
+                    f"warning: {len(errors)} of {len(self._drawn)} maps could not be drawn for "
+                    f"TensorBoard: {type(errors[0]).__name__}: {one_line(errors[0])}"
+                )
             self._board.close()
             self._file.close()
         if self._bar is not None:

@@ -3,34 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from aqnet import distributed
-from aqnet.batch import Batch, Forecast, Statistics
+from aqnet.batch import Batch, Statistics
 from aqnet.config import Config
 from aqnet.errors import AqnetError
+from aqnet.training.calibration import Calibration
+from aqnet.training.loss import loss_sums
+from aqnet.training.maps import Examples
+from aqnet.training.step import TrainingState, forward
 
 BATCHES_BETWEEN_LOOKS = 8  # at a request to stop
 
 
+@dataclass(frozen=True)
+class ValidationData:
+    """What a model in training is scored on.
+
+    Attributes:
+        batches: this rank's share (`EvaluationSampler`) of all items.
+        examples: what maps are drawn of, on rank 0.
+    """
+
+    batches: DataLoader[Batch]
+    statistics: Statistics
+    examples: Examples | None = None
+
+
 def validate(
-    forecast: Callable[[Batch], Forecast],
-    loss_sums: Callable[[Tensor, Batch, Config], tuple[Tensor, Tensor]],
-    weights: Tensor,
-    loader: DataLoader[Batch],
-    statistics: Statistics,
-    config: Config,
-    stop: Callable[[], bool],
+    state: TrainingState, data: ValidationData, stop: Callable[[], bool]
 ) -> dict[str, float] | None:
-    """Score every item once; all ranks call, each with its own batches (`EvaluationSampler`).
+    """Scores of the model over every item once; all ranks call. Its quantiles are calibrated anew.
 
     Args:
-        forecast: of a batch.
-        loss_sums: training's errors and valid cells of a forecast, each of shape [K, T].
-        weights: of the loss, shape [K, T].
         stop: whether a stop was asked for; the ranks agree in it.
     Returns:
         `validation/loss`, `validation/rmse/NAME/LEADh` in the target's unit and
@@ -38,28 +48,36 @@ def validate(
         targets that are no input have none), equal on all ranks, without those of no pair; None
         where stopped.
     Raises:
-        AqnetError: no target of the split has a value.
+        AqnetError: no target of the split has a value, or one too few to calibrate quantiles.
     """
-    shape = tuple(weights.shape)
-    totals = torch.zeros(5, *shape, dtype=torch.float64)
+    config, weights = state.config, state.weights
+    totals = torch.zeros(5, *weights.shape, dtype=torch.float64)
     channels = [config.input_variables.index(name) for name in _persistent(config)]
     columns = [config.data.targets.index(name) for name in _persistent(config)]
-    batches = iter(loader)
-    count = distributed.sum_(torch.tensor(len(loader)))
+    calibration = Calibration(config, state.model) if config.model.quantiles else None
+    batches = iter(data.batches)
+    count = distributed.sum_(torch.tensor(len(data.batches)))
     for number in range(-(-int(count) // distributed.world_size())):
         if number % BATCHES_BETWEEN_LOOKS == 0 and stop():
+            if calibration is not None:
+                calibration.abandon()
             return None
         batch = next(batches, None)
         if batch is None:
             continue
-        values = forecast(batch).mean.float()
+        found = forward(state, state.model, batch)
+        values = found.mean.float()
         batch = batch.to(values.device)
+        if calibration is not None and found.quantiles is not None:
+            calibration.add(found.quantiles, batch)
         errors, cells = loss_sums(values, batch, config)
         squares = torch.where(batch.mask, values - batch.targets, 0.0).square().sum((0, 3, 4))
         totals[:3] += torch.stack([errors, cells.to(errors), squares]).double().cpu()
         totals[3:, :, columns] += _against_persistence(values, batch, channels, columns)
     distributed.sum_(totals)
-    return _scalars(totals, weights.cpu(), statistics, config, columns)
+    if calibration is not None:
+        calibration.finish()
+    return _scalars(totals, weights.cpu(), data.statistics, config, columns)
 
 
 def _persistent(config: Config) -> list[str]:

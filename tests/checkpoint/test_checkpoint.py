@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -181,8 +182,8 @@ def test_what_a_killed_writer_left_is_cleared(tmp_path: Path):
 
 def test_a_full_disk_is_noticed_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     checkpoints = saved(tmp_path, {1: None})
-    usage = checkpoint.shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage)
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(AqnetError, match="MB are free"):
         checkpoints.save(*states(2), metric=None)
     assert names(tmp_path) == ["step_00000001"]
@@ -213,12 +214,12 @@ def test_an_error_of_the_background_write_surfaces(
 def test_a_disk_that_is_full_when_the_checkpoint_is_named_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def full(path: Path, text: str) -> None:
+    def full(path: Path, target: Path) -> None:
         raise OSError(28, "No space left on device")
 
     checkpoints = saved(tmp_path, {1: None})
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "replace_text", full)
+        patch.setattr(Path, "replace", full)
         checkpoints.save(*states(2), metric=None)
         with pytest.raises(AqnetError, match=r"step_00000002: is whole.*No space left"):
             checkpoints.wait()

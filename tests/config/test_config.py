@@ -73,6 +73,7 @@ def test_shipped_configs_load_and_round_trip(shipped: Path, tmp_path: Path):
         ("validation.max_items=-3", ["validation.max_items", "positive"]),
         ("train.workers=-1", ["train.workers", "negative"]),
         ("train.learning_rate=.nan", ["train.learning_rate", "positive"]),
+        ("train.learning_rate=.inf", ["train.learning_rate must be finite"]),
         ("train.ema_decay=1.0", ["train.ema_decay", "below 1"]),
         ("train.target_weights.pm25=-1", ["train.target_weights.pm25", "negative"]),
         ("seed=-1", ["seed", "negative"]),

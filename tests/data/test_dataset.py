@@ -10,7 +10,19 @@ from aqnet.batch import Statistics
 from aqnet.data import dataset, statistics
 from aqnet.data.store import Store, open_store
 from aqnet.errors import AqnetError
-from tests.data.worlds import FIRST, GAP, LAST, NAMES, config, grid, hour, value, write, write_both
+from tests.data.worlds import (
+    FIRST,
+    GAP,
+    LAST,
+    NAMES,
+    config,
+    grid,
+    hour,
+    samples,
+    value,
+    write,
+    write_both,
+)
 
 STATISTICS = Statistics(
     ("temp", "pm25", "o3", "lat2d", "elevation"),
@@ -43,7 +55,7 @@ def normalised(name: str, time: int) -> np.ndarray:
 
 def test_every_item_holds_what_the_clock_says(folder: Path):
     settings = config(folder)
-    train = dataset.ForecastDataset(settings, "train", STATISTICS)
+    train = samples(settings, "train", STATISTICS)
     for item in range(len(train)):
         batch, time = train[item], int(train.times[item])
         assert batch.time.item() == time
@@ -62,7 +74,7 @@ def test_every_item_holds_what_the_clock_says(folder: Path):
 
 
 def test_gap_masks_targets_and_removes_inputs(folder: Path):
-    train = dataset.ForecastDataset(config(folder), "train", STATISTICS)
+    train = samples(config(folder), "train", STATISTICS)
     times = train.times.tolist()
     assert not set(GAP) & set(times)
     item = train[times.index(GAP[0] - 3)]
@@ -72,29 +84,29 @@ def test_gap_masks_targets_and_removes_inputs(folder: Path):
 
 
 def test_samples_whose_targets_lie_in_another_split_are_dropped_and_counted(folder: Path):
-    train = dataset.ForecastDataset(config(folder), "train", STATISTICS)
+    train = samples(config(folder), "train", STATISTICS)
     first, end = hour("2015-12-29"), hour("2016-01-02")
     wanted = [time for time in range(first, end - 24) if time not in GAP]
     assert train.times.tolist() == wanted
     assert "dropped 24 with a target outside the split" in train.report()
     masked = sum(time + lead in GAP for time in wanted for lead in (3, 24))
     assert f"{masked} times do not exist" in train.report()
-    test = dataset.ForecastDataset(config(folder), "test", STATISTICS)
+    test = samples(config(folder), "test", STATISTICS)
     assert len(test) == 24  # the last day has targets after the end of the split
 
 
 def test_samples_that_are_trained_on_as_well_are_counted(folder: Path):
     split = {"train": ["2015", "2016-01-01"], "validation": ["2016-01-01/2016-01-03"], "test": []}
-    validation = dataset.ForecastDataset(config(folder, split=split), "validation", STATISTICS)
+    validation = samples(config(folder, split=split), "validation", STATISTICS)
     assert "24 of them lie in data.split.train too" in validation.report()
-    apart = dataset.ForecastDataset(config(folder, lead_times=[3]), "validation", STATISTICS)
+    apart = samples(config(folder, lead_times=[3]), "validation", STATISTICS)
     assert "data.split.train" not in apart.report()
 
 
 def test_history_adds_the_day_before_as_further_channels(folder: Path):
     settings = config(folder, history_hours=[0, -24])
     assert settings.input_variables[5:] == ("pm25@-24h", "temp@-24h", "o3@-24h")
-    train = dataset.ForecastDataset(settings, "train", STATISTICS)
+    train = samples(settings, "train", STATISTICS)
     assert train.times[0] == FIRST + 24
     assert not {time + 24 for time in GAP} & set(train.times.tolist())
     assert "27 without all of data.history_hours" in train.report()
@@ -107,12 +119,12 @@ def test_history_adds_the_day_before_as_further_channels(folder: Path):
 
 def test_history_may_lie_outside_the_split(folder: Path):
     settings = config(folder, history_hours=[0, -24], lead_times=[3])
-    validation = dataset.ForecastDataset(settings, "validation", STATISTICS)
+    validation = samples(settings, "validation", STATISTICS)
     assert validation.times[0] == hour("2016-01-02")
 
 
 def test_an_item_reads_one_chunk_for_each_time(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    train = dataset.ForecastDataset(config(folder), "train", STATISTICS)
+    train = samples(config(folder), "train", STATISTICS)
     rows, read = [], Store.read
     monkeypatch.setattr(Store, "read", lambda self, row: rows.append(row) or read(self, row))
     _ = train[2]
@@ -121,12 +133,12 @@ def test_an_item_reads_one_chunk_for_each_time(folder: Path, monkeypatch: pytest
     assert len(rows) == 3
     rows.clear()
     history = config(folder, history_hours=[0, -24])
-    _ = dataset.ForecastDataset(history, "train", STATISTICS)[2]
+    _ = samples(history, "train", STATISTICS)[2]
     assert sorted(rows) == [2, 26, 47]  # its target in 3 h lies in the gap
 
 
 def test_the_empty_item_has_the_shapes_of_others_and_counts_nowhere(folder: Path):
-    train = dataset.ForecastDataset(config(folder), "train", STATISTICS)
+    train = samples(config(folder), "train", STATISTICS)
     empty = train[-1]
     for tensor, other in zip(empty, train[0], strict=True):
         assert tensor.shape == other.shape
@@ -141,7 +153,9 @@ def test_the_empty_item_has_the_shapes_of_others_and_counts_nowhere(folder: Path
 
 
 def test_target_fields_are_physical_and_in_time_order(folder: Path):
-    found = list(dataset.target_fields(config(folder), "train", lambda hours: hours % 24 != 7))
+    settings = config(folder)
+    stores = dataset.open_stores(settings)
+    found = list(dataset.target_fields(settings, stores, "train", lambda hours: hours % 24 != 7))
     times = [time for time, _ in found]
     expected_times = [t for t in range(FIRST, hour("2016-01-02")) if t not in GAP and t % 24 != 7]
     assert times == expected_times
@@ -151,7 +165,7 @@ def test_target_fields_are_physical_and_in_time_order(folder: Path):
 
 
 def test_thinned_items_are_evenly_spread(folder: Path):
-    train = dataset.ForecastDataset(config(folder), "train", STATISTICS)
+    train = samples(config(folder), "train", STATISTICS)
     few = train.thinned(5)
     assert len(few) == 5
     assert {few.times[0], few.times[-1]} == {train.times[0], train.times[-1]}
@@ -160,7 +174,7 @@ def test_thinned_items_are_evenly_spread(folder: Path):
 
 
 def test_initial_rho_equals_a_loop_over_cells(folder: Path):
-    train = dataset.ForecastDataset(config(folder), "train", STATISTICS)
+    train = samples(config(folder), "train", STATISTICS)
     rho = statistics.initial_rho(train)
     for k, lead in enumerate((3, 24)):
         for t, name in enumerate(("o3", "pm25")):
@@ -177,7 +191,7 @@ def test_initial_rho_equals_a_loop_over_cells(folder: Path):
 def test_initial_rho_is_zero_where_there_is_no_pair(folder: Path):
     split = {"train": [2015], "validation": ["2016-01-02"], "test": ["2016-01-03/2016-12-31"]}
     settings = config(folder, lead_times=[3, 24 * 100], split=split)  # the record ends before
-    test = dataset.ForecastDataset(settings, "test", STATISTICS)
+    test = samples(settings, "test", STATISTICS)
     rho = statistics.initial_rho(test)
     assert rho[1].tolist() == [0.0, 0.0]
     assert (rho[0] != 0).all()
@@ -187,12 +201,12 @@ def test_lead_times_that_no_hour_of_the_stores_has_are_refused(folder: Path):
     split = {"train": ["2015/2016"], "validation": ["2016"], "test": ["2016"]}
     settings = config(folder, lead_times=[2400, 2403], split=split)
     with pytest.raises(AqnetError, match=r"data\.split\.train: .*no hour \[2400, 2403\] h after"):
-        dataset.ForecastDataset(settings, "train", STATISTICS)
+        samples(settings, "train", STATISTICS)
 
 
 def test_damaged_chunk_is_named_with_its_time(tmp_path: Path):
     write_both(tmp_path)
-    train = dataset.ForecastDataset(config(tmp_path), "train", STATISTICS)
+    train = samples(config(tmp_path), "train", STATISTICS)
     shard = sorted(p for p in (tmp_path / "2015.zarr/fields/c").rglob("*") if p.is_file())[0]
     data = bytearray(shard.read_bytes())
     data[20] ^= 1
@@ -238,12 +252,12 @@ def test_an_hour_in_two_stores_is_refused(tmp_path: Path):
 def test_a_split_without_samples_and_missing_statistics_are_errors(folder: Path):
     settings = config(folder, split={"train": ["2015-01"], "validation": ["2016"], "test": []})
     with pytest.raises(AqnetError, match=r"data\.split\.train: no sample"):
-        dataset.ForecastDataset(settings, "train", STATISTICS)
+        samples(settings, "train", STATISTICS)
     with pytest.raises(AqnetError, match="lack the variable 'pm25'"):
-        dataset.ForecastDataset(config(folder), "train", Statistics(("o3",), (0.0,), (1.0,)))
+        samples(config(folder), "train", Statistics(("o3",), (0.0,), (1.0,)))
 
 
 def test_a_dataset_can_be_pickled(folder: Path):
-    train = dataset.ForecastDataset(config(folder), "train", STATISTICS)
+    train = samples(config(folder), "train", STATISTICS)
     again = pickle.loads(pickle.dumps(train))
     torch.testing.assert_close(again[3].fields, train[3].fields, equal_nan=True)

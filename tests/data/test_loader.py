@@ -9,20 +9,20 @@ import numpy as np
 import pytest
 import torch
 
-from aqnet.data import dataset, loader
+from aqnet.data import loader
 from aqnet.data.prepare import store_writer
 from aqnet.data.sampler import EvaluationSampler
 from aqnet.errors import AqnetError
 from aqnet.grid import Grid
 from tests.data.test_dataset import STATISTICS, folder
-from tests.data.worlds import FIRST, NAMES, config, hour, write_both
+from tests.data.worlds import FIRST, NAMES, config, hour, samples, write_both
 
 __all__ = ["folder"]  # the fixture
 
 
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_workers_read_what_the_main_process_reads(folder: Path, start: str):
-    train = dataset.ForecastDataset(config(folder), "train", STATISTICS)
+    train = samples(config(folder), "train", STATISTICS)
     alone = [train[item] for item in range(8)]  # also makes zarr start its threads before the fork
     batches = loader.loader(train, EvaluationSampler(8, 4, 0, 1), 2)
     batches.multiprocessing_context = start
@@ -38,7 +38,7 @@ def test_workers_read_what_the_main_process_reads(folder: Path, start: str):
 
 
 def test_iterating_the_loader_leaves_the_default_random_numbers_alone(folder: Path):
-    train = dataset.ForecastDataset(config(folder), "train", STATISTICS)
+    train = samples(config(folder), "train", STATISTICS)
     before = torch.random.get_rng_state()
     (batch,) = loader.loader(train, EvaluationSampler(3, 4, 0, 1), 0)
     assert batch.fields.shape == (3, 5, 3, 4)
@@ -48,7 +48,7 @@ def test_iterating_the_loader_leaves_the_default_random_numbers_alone(folder: Pa
 @pytest.mark.parametrize("workers", [0, 1])
 def test_damage_found_in_a_loader_process_is_the_same_one_line(tmp_path: Path, workers: int):
     write_both(tmp_path)
-    train = dataset.ForecastDataset(config(tmp_path), "train", STATISTICS)
+    train = samples(config(tmp_path), "train", STATISTICS)
     (tmp_path / "2015.zarr/fields/c/0/0/0/0").write_bytes(b"short")
     batches = loader.loader(train, EvaluationSampler(4, 2, 0, 1), workers)
     with pytest.raises(AqnetError, match=r"2015\.zarr: the fields of 2015-12-29T") as error:
@@ -60,11 +60,11 @@ def test_a_process_that_fails_with_living_loader_processes_ends(folder: Path):
     script = f"""
 from pathlib import Path
 from aqnet import errors
-from aqnet.data import dataset, loader
+from aqnet.data import loader
 from aqnet.data.sampler import EvaluationSampler
-from tests.data.test_dataset import STATISTICS, config
+from tests.data.test_dataset import STATISTICS, config, samples
 
-train = dataset.ForecastDataset(config(Path({str(folder)!r})), "train", STATISTICS)
+train = samples(config(Path({str(folder)!r})), "train", STATISTICS)
 batches = loader.loader(train, EvaluationSampler(8, 2, 0, 1), 1)
 
 def main():
@@ -107,7 +107,7 @@ def test_memory_stays_flat_over_20000_items(tmp_path: Path):
         )
         writer.write(0, rng.uniform(1, 50, (72, 3, 16, 32)).astype(np.float32))
         writer.commit()
-    train = dataset.ForecastDataset(config(tmp_path), "train", STATISTICS)
+    train = samples(config(tmp_path), "train", STATISTICS)
     batches = loader.loader(train, EvaluationSampler(len(train), 4, 0, 1), 2)
     seen, before = 0, 0.0
     while seen < 21_000:
@@ -118,3 +118,15 @@ def test_memory_stays_flat_over_20000_items(tmp_path: Path):
     growth = memory() - before
     print(f"{growth:.1f} MB more after {seen} items")
     assert growth < 50  # an hour kept for each item would be 120 MB
+
+
+@pytest.mark.parametrize("taken", [1, 3])
+def test_workers_that_are_not_kept_end_with_the_epoch_or_when_it_is_left(folder: Path, taken: int):
+    train = samples(config(folder), "train", STATISTICS)
+    batches = loader.loader(train, EvaluationSampler(6, 2, 0, 1), 2, keep_workers=False)
+    for _ in range(2):
+        for number, _ in enumerate(batches, start=1):
+            assert len(multiprocessing.active_children()) == 2
+            if number == taken:
+                break
+        assert not multiprocessing.active_children()

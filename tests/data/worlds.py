@@ -7,6 +7,8 @@ import numpy as np
 import torch
 
 from aqnet import config as configs
+from aqnet.batch import Statistics
+from aqnet.data.dataset import ForecastDataset, open_stores
 from aqnet.data.prepare import store_writer
 from aqnet.grid import Grid
 
@@ -86,3 +88,7 @@ def config(folder: Path, **data: Any) -> configs.Config:
         "train": {"max_steps": 1, "effective_batch": 24, "micro_batch": 2},
     }
     return configs.from_dict(tree, "here")
+
+
+def samples(settings: configs.Config, split_name: str, statistics: Statistics) -> ForecastDataset:
+    return ForecastDataset(settings, split_name, statistics, open_stores(settings))

@@ -19,6 +19,7 @@ import torch.multiprocessing as mp
 
 from aqnet import distributed
 from aqnet.checkpoint import Checkpoints
+from aqnet.distributed import collectives
 from aqnet.errors import AqnetError
 from aqnet.plan import network
 from aqnet.run_directory import RunDirectory
@@ -174,10 +175,10 @@ def test_a_process_that_fails_does_not_wait_for_the_others_to_end_nccl_with_it(
 ):
     """There is no nccl here: stand-ins for torch's functions."""
     calls: list[str] = []
-    monkeypatch.setattr(distributed.dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(distributed.dist, "get_backend", lambda: backend)
+    monkeypatch.setattr(collectives.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(collectives.dist, "get_backend", lambda: backend)
     monkeypatch.setattr(
-        distributed.dist, "destroy_process_group", lambda: calls.append("destroyed")
+        collectives.dist, "destroy_process_group", lambda: calls.append("destroyed")
     )
     with pytest.raises(OSError, match="bad chunk") if fails else contextlib.nullcontext():
         try:

@@ -84,3 +84,38 @@ def test_forecast_that_is_no_number_in_the_domain_is_refused_and_not_left_out():
     fields[1, 0, 1, 2] = torch.inf
     with pytest.raises(AqnetError, match="forecast from 2018-02-27T06 is no number"):
         forecast(batch(fields))
+
+
+def test_config_of_another_version_opens_and_what_it_holds_is_named(
+    capsys: pytest.CaptureFixture[str],
+):
+    old = loaded({})
+    tree = old.state["config"]
+    tree["train"] |= {"gone": 1, "loss": "mae", "learning_rate": -1.0}
+    tree["model"]["magic"] = True
+    config = checkpoint_forecast.config_of(old, None, ["data.stores=/other"])
+    assert config.data.stores == "/other" and config.model == CONFIG.model
+    assert config.train.loss == "mse" and config.train.learning_rate == -1.0
+    lines = capsys.readouterr().out.splitlines()
+    for line, words in zip(
+        lines,
+        [
+            "model.magic is no key of this version; it is left out",
+            "train.loss is 'mae'; expected mse or huber; it is left out",
+            "train.gone is no key of this version; it is left out",
+            "train.learning_rate must be positive, found -1.0; it is kept",
+        ],
+        strict=True,
+    ):
+        assert "step_00000001 (state.json): " + words in line
+    with pytest.raises(AqnetError, match=r"unknown key 'train\.gone'"):
+        checkpoint_forecast.config_of(old, None, ["train.gone=2"])
+    with pytest.raises(AqnetError, match=r"train\.max_steps must be positive"):
+        checkpoint_forecast.config_of(old, None, ["train.max_steps=-2"])
+
+
+def test_model_that_this_version_cannot_read_is_refused():
+    old = loaded({})
+    old.state["config"]["model"]["scan"] = "spiral"
+    with pytest.raises(AqnetError, match=r"state\.json\): model\.scan is 'spiral'"):
+        checkpoint_forecast.config_of(old, None, [])

@@ -98,3 +98,21 @@ def test_single_row_such_as_a_list_of_stations_has_values_at_its_centres():
     lat, lon = np.array([[40.0, 40.1, 39.8, 40.3]]), np.array([[116.0, 116.2, 116.4, 115.9]])
     points = bilinear(lat, lon, np.array([40.1, 39.8, 40.3, 41.0]), np.append(lon[0, 1:], 116.0))
     np.testing.assert_array_equal(points(np.arange(4.0)), [1.0, 2.0, 3.0, np.nan])
+
+
+def test_every_station_of_a_long_list_has_its_own_value():
+    lat, lon = RNG.uniform(20, 50, (1, 300)), RNG.uniform(-180, 180, (1, 300))
+    values = np.arange(300.0)
+    np.testing.assert_array_equal(bilinear(lat, lon, lat[0], lon[0] + 360)(values), values)
+    np.testing.assert_array_equal(bilinear(lat.T, lon.T, lat[0], lon[0])(values), values)
+
+
+def test_a_projected_grid_across_the_date_line_is_as_one_elsewhere():
+    lat, lon = lambert(20, 30)
+    to_lat, to_lon = RNG.uniform(30, 45, 50), RNG.uniform(90, 115, 50)
+    across = np.where(lon + 77 > 180, lon - 283, lon + 77)
+    assert abs(np.diff(across, axis=1)).max() > 300
+    values = RNG.normal(size=lat.size)
+    expected = bilinear(lat, lon, to_lat, to_lon)(values)
+    found = bilinear(lat, across, to_lat, to_lon + 77)(values)
+    np.testing.assert_allclose(found, expected, atol=1e-7)

@@ -86,7 +86,7 @@ def test_forecast_from_a_source_file_is_that_from_the_stores(
     world = Path(tiny["data"]["sources"][0]["path"].replace("*", "2015"))
     write_netcdf(tmp_path / "latest.nc", world, int(np.datetime64(hour, "h").astype(int)), ())
     local, source = "2016-01-01T07:00+08:00", ("--source", str(tmp_path / "latest.nc"))
-    forecast(trained, tmp_path / "file", local, *source)
+    forecast(trained, tmp_path / "file", local, *source, "data.stores=no/where")
     assert (tmp_path / f"file/forecast_{hour}_pm25.png").stat().st_size > 10_000
     first, second = (
         xarray.open_zarr(tmp_path / name / f"forecast_{hour}.zarr") for name in ("stores", "file")
@@ -202,7 +202,8 @@ def test_stations_are_scored_and_reported(trained: Path, tiny: dict[str, Any], t
 def test_two_scored_runs_are_compared(trained: Path, tmp_path: Path):
     for name, seed in (("a", "1"), ("c", "2")):
         options = ["--checkpoint", str(trained), "--output", str(tmp_path / name), "--no-pictures"]
-        run("evaluate.py", *options, "--max-samples", "9", "--seed", seed)
+        run("evaluate.py", *options, "--max-samples", "9", "--seed", seed, "--save-forecasts", "0")
+        assert not list((tmp_path / name).glob("forecasts*"))
     shutil.copytree(tmp_path / "a", tmp_path / "b/evaluation")  # as a run directory has it
     pair = ["--compare", str(tmp_path / "a"), str(tmp_path / "b")]
     result = run("evaluate.py", *pair, "--output", str(tmp_path / "ab"))

@@ -49,7 +49,7 @@ def truth_at(hour: int) -> np.ndarray:
     return values
 
 
-class Elsewhere:
+class ExternalForecast:
     """A forecast of PM2.5 alone, which has no value in the first cell at 12 h."""
 
     name = "cams"
@@ -78,7 +78,7 @@ def batches() -> Iterator[tuple[Batch, torch.Tensor]]:
         yield batch, (torch.from_numpy(model_at(hour)) - mean)[None] / std
 
 
-def scored(simple: baselines.Baselines, others: tuple[Elsewhere, ...] = ()) -> run.Scorer:
+def scored(simple: baselines.Baselines, others: tuple[ExternalForecast, ...] = ()) -> run.Scorer:
     regions = {"north": GRID.lat.numpy() > 40}
     scorer = run.Scorer(CONFIG, GRID, STATISTICS, simple, truth_at, regions, others)
     for batch, forecast in batches():
@@ -153,7 +153,7 @@ def test_forecast_that_lacks_pairs_is_never_beside_scores_of_other_pairs(
 ):
     alone, rows = (
         table.rows(scored(simple), UNITS),
-        table.rows(scored(simple, (Elsewhere(),)), UNITS),
+        table.rows(scored(simple, (ExternalForecast(),)), UNITS),
     )
     common = [row for row in rows if row["subset"] == "common_cams"]
     # 24 h is whole, so it stands in every subset; 12 h lacks a cell; NO2 is not there at all

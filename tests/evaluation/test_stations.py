@@ -16,7 +16,7 @@ from tests.evaluation.test_scorer import (
     LEADS,
     STATISTICS,
     UNITS,
-    Elsewhere,
+    ExternalForecast,
     batches,
     fitted,
     model_at,
@@ -105,7 +105,7 @@ def test_scores_agree_with_a_loop_over_hand_interpolated_forecasts(tmp_path: Pat
     lines = [f"A,32,100.25,{time(hour)},pm25,{observed(hour)}" for hour in WANTED]
     lines += [f"B,50,103,{time(hour)},pm25,50" for hour in WANTED[::2]]
     found = stations.read(write(tmp_path / "s.csv", *lines), CONFIG, GRID, WANTED)
-    others = (Elsewhere(),)
+    others = (ExternalForecast(),)
     scorer = run.Scorer(CONFIG, GRID, STATISTICS, fitted(), truth_at, {}, others, found)
     for batch, forecast in batches():
         for item in scorer.score(batch, forecast):

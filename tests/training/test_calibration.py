@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from torch import nn
 
 from aqnet.batch import Batch
 from aqnet.config import Config
@@ -36,10 +37,18 @@ def cells(items: int, seed: int = 0) -> tuple[torch.Tensor, Batch]:
     return quantiles, Batch(truth[:, 0], times, leads, truth, mask)
 
 
+def model() -> nn.Module:
+    result = nn.Module()
+    result.register_buffer("stretch", torch.full((5, 2, 3), 7.0))
+    return result
+
+
 def measured(items: int) -> torch.Tensor:
-    calibration = Calibration(config(), torch.device("cpu"))
+    calibrated = model()
+    calibration = Calibration(config(), calibrated)
     calibration.add(*cells(items))
-    return calibration.stretch()
+    calibration.finish()
+    return calibrated.get_buffer("stretch")
 
 
 def test_stretched_quantiles_hold_what_they_promise():
@@ -72,9 +81,9 @@ def test_scores_lie_within_a_thousandth_of_the_sorted_ones():
 
 def test_counts_of_any_cut_into_batches_and_ranks_add_up_to_the_same():
     quantiles, batch = cells(30)
-    whole = Calibration(config(), torch.device("cpu"))
+    whole = Calibration(config(), model())
     whole.add(quantiles, batch)
-    parts = [Calibration(config(), torch.device("cpu")) for _ in range(2)]
+    parts = [Calibration(config(), model()) for _ in range(2)]
     for number, start in enumerate(range(0, 30, 7)):
         few = slice(start, start + 7)
         parts[number % 2].add(quantiles[few], Batch(*(tensor[few] for tensor in batch)))
@@ -87,11 +96,19 @@ def test_split_too_small_for_a_quantile_is_named():
     quantiles, batch = cells(30)
     mask = batch.mask.clone()
     mask[12:, 1, 2] = False
-    calibration = Calibration(config(), torch.device("cpu"))
+    calibration = Calibration(config(), model())
     calibration.add(quantiles, batch._replace(mask=mask))
     message = r"data\.split\.validation has 12 input times with a value of co at 24 h, but .* 0\.05"
     with pytest.raises(AqnetError, match=message + " takes 19"):
-        calibration.stretch()
+        calibration.finish()
+
+
+def test_stretch_is_zero_while_measured_and_comes_back_where_that_is_abandoned():
+    stopped = model()
+    calibration = Calibration(config(), stopped)
+    assert not stopped.get_buffer("stretch").any()
+    calibration.abandon()
+    assert (stopped.get_buffer("stretch") == 7.0).all()
 
 
 @pytest.mark.parametrize("level, needed", [(0.05, 19), (0.95, 19), (0.1, 9), (0.9, 9), (0.5, 1)])

@@ -13,20 +13,24 @@ import torch
 from torch.utils.data import Sampler
 
 from aqnet import distributed
-from aqnet.batch import Batch
+from aqnet.batch import Batch, Statistics
 from aqnet.checkpoint import Checkpoints
 from aqnet.config import Config
 from aqnet.data.sampler import TrainSampler
 from aqnet.errors import AqnetError
-from aqnet.grid import Grid
 from aqnet.training import loop
 from aqnet.training.maps import Examples
-from aqnet.training.step import Trainee, check_ranks_agree
-from aqnet.training.telemetry import Stopwatch
+from aqnet.training.reporter import Reporter
+from aqnet.training.step import TrainingState, check_ranks_agree
 from tests.distributed.test_distributed import on_two
 from tests.training import toy
 
 ITEMS = 10  # and 4 of them per optimizer step: the third step of an epoch has two
+
+
+@pytest.fixture(autouse=True)
+def _validation_as_it_is_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "validate", loop.validate)
 
 
 class Directory:
@@ -60,7 +64,9 @@ def settings(path: Path, every: int = 1, **train: Any) -> Config:
     return dataclasses.replace(config, run_dir=str(path), validation=validation)
 
 
-def run_of(config: Config, losses: list[float | None], poison: int | None = None) -> loop.Run:
+def run_of(
+    config: Config, losses: list[float | None], poison: int | None = None
+) -> loop.TrainingRun:
     """A run, continued where its directory holds a checkpoint; None in `losses` is a stop."""
     torch.manual_seed(0)
     device = torch.device("cpu")
@@ -68,30 +74,26 @@ def run_of(config: Config, losses: list[float | None], poison: int | None = None
     sampler = TrainSampler(ITEMS, config, 0, 1)
     remaining = iter(losses)
 
-    def validate(stop: Any) -> dict[str, float] | None:
+    def validate(*arguments: Any) -> dict[str, float] | None:
         loss = next(remaining)
         return None if loss is None else {"validation/loss": loss}
 
-    return loop.start(
-        config,
-        toy.Toy().double(),
-        checkpoints.load_latest(),
-        device,
-        1e6,
-        sampler=sampler,
-        loader=Loader(sampler, poison),
-        empty=toy.batch_of([-1]),
-        validate=validate,
-        checkpoints=checkpoints,
-        directory=Directory(Path(config.run_dir)),
-        constants={},
-        grid=Grid(torch.zeros(1, 1), torch.zeros(1, 1), None, torch.ones(1, 1, dtype=torch.bool)),
+    loop.validate = validate
+    state = loop.start(config, toy.Toy().double(), checkpoints.load_latest(), device)
+    return loop.TrainingRun(
+        state,
+        loop.TrainingData(sampler, Loader(sampler, poison), toy.batch_of([-1])),
+        loop.ValidationData([], Statistics((), (), ())),  # type: ignore[arg-type]
+        Reporter(state, 1e6),
+        checkpoints,
+        Directory(Path(config.run_dir)),
+        loop.Constants({}, {}),
     )
 
 
-def seen(run: loop.Run) -> list[int]:
-    assert isinstance(run.loader, Loader)
-    return run.loader.seen
+def seen(run: loop.TrainingRun) -> list[int]:
+    assert isinstance(run.data.batches, Loader)
+    return run.data.batches.seen
 
 
 def records(path: Path) -> list[dict[str, Any]]:
@@ -103,26 +105,27 @@ def test_run_ends_after_patience_validations_without_a_better_loss(tmp_path: Pat
     losses: list[float | None] = [1.0, 0.9, 0.95, 0.8, 0.85, 0.8, 0.1]
     run = run_of(config, losses)
     assert loop.fit(run) == "finished"
-    assert run.progress.global_step == 6 and run.progress.best_metric == 0.8
+    assert run.state.position.global_step == 6 and run.state.position.best_metric == 0.8
     assert (tmp_path / "checkpoints/best").read_text() == "step_00000004\n"
     assert (tmp_path / "checkpoints/latest").read_text() == "step_00000006\n"
     again = run_of(config, [])
-    assert loop.is_finished(config, again.progress)  # a restart knows it too
+    assert loop.is_finished(config, again.state.position)  # a restart knows it too
     longer = settings(tmp_path, patience=4, max_steps=7)
-    assert not loop.is_finished(longer, again.progress)
+    assert not loop.is_finished(longer, again.state.position)
 
 
 def test_a_loss_that_is_not_finite_is_never_the_best(tmp_path: Path):
     run = run_of(settings(tmp_path, max_steps=3), [math.nan, 0.5, math.inf])
     assert loop.fit(run) == "finished"
-    assert run.progress.best_metric == 0.5 and run.progress.validations_since_best == 1
+    assert run.state.position.best_metric == 0.5 and run.state.position.validations_since_best == 1
     assert (tmp_path / "checkpoints/best").read_text() == "step_00000002\n"
 
 
 def test_epochs_are_whole_and_the_smaller_last_step_counts_its_own_cells(tmp_path: Path):
     run = run_of(settings(tmp_path, max_steps=None, decay_steps=9, max_epochs=2), [1.0] * 6)
     assert loop.fit(run) == "finished"
-    assert (run.progress.global_step, run.progress.epoch, run.progress.items_consumed) == (6, 2, 0)
+    position = run.state.position
+    assert (position.global_step, position.epoch, position.items_consumed) == (6, 2, 0)
     assert sorted(seen(run)[:ITEMS]) == sorted(seen(run)[ITEMS:]) == list(range(ITEMS))
     assert seen(run)[:ITEMS] != seen(run)[ITEMS:]
     model = toy.Toy().double()
@@ -151,17 +154,17 @@ def test_run_ends_after_its_hours_restarts_included(
     first = run_of(config, [0.5])
     assert isinstance(first.directory, Directory)
     first.directory.stop_at = 2
-    assert loop.fit(first) == "interrupted" and first.progress.seconds == 2400
+    assert loop.fit(first) == "interrupted" and first.state.position.seconds == 2400
     second = run_of(config, [0.5])
     assert loop.fit(second) == "finished"
-    assert second.progress.global_step == 3 and second.progress.seconds == 3600
-    assert second.progress.validated_step == 3  # the end is validated though not due
+    assert second.state.position.global_step == 3 and second.state.position.seconds == 3600
+    assert second.state.position.validated_step == 3  # the end is validated though not due
 
 
 def test_stop_during_validation_leaves_it_to_the_continuation(tmp_path: Path):
     config = settings(tmp_path, every=2, max_steps=3)
     stopped = run_of(config, [None])
-    assert loop.fit(stopped) == "interrupted" and stopped.progress.global_step == 2
+    assert loop.fit(stopped) == "interrupted" and stopped.state.position.global_step == 2
     state = json.loads((tmp_path / "checkpoints/step_00000002/state.json").read_text())
     assert state["validation_loss"] is None
     continued = run_of(config, [0.4, 0.3])
@@ -174,7 +177,7 @@ def test_stop_during_validation_leaves_it_to_the_continuation(tmp_path: Path):
 def test_a_bad_item_costs_its_own_step_alone_and_its_time_is_logged(tmp_path: Path):
     run = run_of(settings(tmp_path, max_steps=3), [1.0] * 3, poison=4)
     assert loop.fit(run) == "finished"
-    assert run.progress.bad_steps == 1
+    assert run.state.position.bad_steps == 1
     (named,) = [row for row in records(tmp_path) if "skipped_step_times" in row]
     assert "1970-01-01T04" in named["skipped_step_times"]
     losses = {row["step"]: row["train/loss"] for row in records(tmp_path) if "train/loss" in row}
@@ -194,10 +197,10 @@ def test_too_many_bad_steps_in_a_row_end_the_run(tmp_path: Path):
     config = settings(tmp_path, max_bad_steps=3)
     run = run_of(config, [1.0] * 50)
     with torch.no_grad():
-        next(run.trainee.model.parameters()).fill_(math.inf)
+        next(run.state.model.parameters()).fill_(math.inf)
     with pytest.raises(AqnetError, match="3 optimizer steps in a row"):
         loop.fit(run)
-    assert run.progress.global_step == 3
+    assert run.state.position.global_step == 3
 
 
 def test_a_run_that_fails_ends_what_it_writes_first(
@@ -214,7 +217,7 @@ def test_a_run_that_fails_ends_what_it_writes_first(
     run = run_of(settings(tmp_path, every=100), [])
 
     def fail_in_second_step() -> None:
-        if run.progress.global_step == 2:
+        if run.state.position.global_step == 2:
             raise OSError("2013.zarr: gone")
 
     run.after_each_step = fail_in_second_step
@@ -227,7 +230,8 @@ def test_maps_of_the_examples_are_drawn_seldom_and_reach_tensorboard(tmp_path: P
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = run_of(settings(tmp_path, max_steps=9), [1.0] * 9)
-    run.examples = Examples(toy.batch_of([3, 9]), south_first=False)
+    examples = Examples(toy.batch_of([3, 9]), south_first=False)
+    run.validation = dataclasses.replace(run.validation, examples=examples)
     loop.fit(run)
     board = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"images": 0}).Reload()
     names = board.Tags()["images"]
@@ -240,16 +244,15 @@ def come_apart() -> None:
     torch.manual_seed(0)
     model = toy.Toy()
     device = torch.device("cpu")
-    trainee = Trainee(
-        toy.config(), model, model, torch.optim.SGD(model.parameters()), device, Stopwatch(device)
-    )
-    check_ranks_agree(trainee, 4)
+    optimizer = torch.optim.SGD(model.parameters())
+    state = TrainingState(toy.config(), model, model, optimizer, device)
+    check_ranks_agree(state, 4)
     with torch.no_grad():
         if distributed.rank() == 1:
             model.second.weight[0, 0] = torch.nextafter(model.second.weight[0, 0], torch.tensor(9))
     said = r"step 5: the parameters of rank 1 .* first in second\.weight;"
     with pytest.raises(AqnetError, match=said), distributed.explained():
-        check_ranks_agree(trainee, 5)
+        check_ranks_agree(state, 5)
         distributed.barrier()  # where the other ranks learn of it
 
 

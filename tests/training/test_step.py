@@ -8,8 +8,7 @@ import torch
 
 from aqnet import distributed
 from aqnet.training.loss import loss_sums, loss_weights
-from aqnet.training.step import Trainee, optimizer_step, warm_up
-from aqnet.training.telemetry import Stopwatch
+from aqnet.training.step import TrainingState, optimizer_step, warm_up
 from tests.distributed.test_distributed import on_ranks
 from tests.training.toy import SHAPE, Toy, batch_of, config
 
@@ -21,17 +20,15 @@ def gradient(path: Path, micro_batch: int, how: str) -> None:
     model = Toy().double()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     settings = config(clip_norm=0.01) if how == "clipped" else config()
-    trainee = Trainee(
-        settings, model, distributed.wrap(model), optimizer, device, Stopwatch(device)
-    )
-    warm_up(trainee, batch_of([-1]))
+    state = TrainingState(settings, model, distributed.wrap(model), optimizer, device)
+    warm_up(state, batch_of([-1]))
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     size, rank = distributed.world_size(), distributed.rank()
     steps = -(-8 // (size * micro_batch))
     firsts = [(step * size + rank) * micro_batch for step in range(steps)]
     items = [list(range(first, min(first + micro_batch, 8))) or [-1] for first in firsts]
     batches = [batch_of(part, poison=5 if how == "broken" else None) for part in items]
-    result = optimizer_step(trainee, iter(batches), steps, 0, [1.0, float(rank)])
+    result = optimizer_step(state, iter(batches), steps, 0, [1.0, float(rank)])
     after = dict(model.named_parameters())
     change = {name: before[name] - after[name].detach() for name in before}
     if distributed.is_main():

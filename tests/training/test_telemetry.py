@@ -5,6 +5,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -99,3 +100,18 @@ def test_time_shares_add_up_to_the_wall_time():
     assert sum(shares.values()) == pytest.approx(1.0)
     assert 0.1 < shares["forward"] < 0.9
     assert watch.shares()[1].keys() == {"other"}
+
+
+def test_a_map_that_cannot_be_drawn_is_one_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    def broken() -> np.ndarray:
+        raise ValueError("no colours\nleft")
+
+    telemetry = Telemetry(tmp_path, active=True)
+    telemetry.picture(1, "maps/pm25", lambda: np.zeros((4, 4, 3), np.uint8))
+    telemetry.picture(1, "maps/o3", broken)
+    telemetry.close()
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("warning: 1 of 2 maps could not be drawn")
+    assert line.endswith("ValueError: no colours left")

@@ -4,11 +4,12 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from aqnet.batch import Batch
 from aqnet.errors import AqnetError
-from aqnet.training.loss import loss_sums
-from aqnet.training.validation import validate
+from aqnet.training.step import TrainingState
+from aqnet.training.validation import ValidationData, validate
 from tests.evaluation.test_scorer import CONFIG, LEADS, MASK, SHAPE, STATISTICS, TARGETS
 
 STD = (30.0, 10.0)
@@ -31,16 +32,20 @@ def forecast(batch: Batch) -> torch.Tensor:
 BATCHES = [batch(0, 3), batch(1, 2)]
 
 
+class Model(nn.Module):
+    """Gives the forecast above of the batch with as many items."""
+
+    def forward(self, fields: torch.Tensor, time: torch.Tensor, lead: torch.Tensor) -> torch.Tensor:
+        (batch,) = [part for part in BATCHES if len(part.time) == len(fields)]
+        return forecast(batch)
+
+
 def validated(batches: list[Batch], stop: bool = False) -> dict[str, float] | None:
-    return validate(
-        forecast,
-        loss_sums,
-        WEIGHTS,
-        batches,
-        STATISTICS,
-        CONFIG,
-        lambda: stop,  # type: ignore[arg-type]
-    )
+    model = Model()
+    state = TrainingState(CONFIG, model, model, None, torch.device("cpu"))  # type: ignore[arg-type]
+    state.weights = WEIGHTS
+    data = ValidationData(batches, STATISTICS)  # type: ignore[arg-type]
+    return validate(state, data, lambda: stop)
 
 
 def test_scalars_agree_with_a_loop_over_cells():

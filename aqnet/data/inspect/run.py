@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from aqnet.config import STATIC_VARIABLES
 from aqnet.data import store
 from aqnet.data.inspect.findings import Findings, Variable
-from aqnet.data.prepare.parallel import Progress
+from aqnet.data.prepare.parallel import ProgressLines
 from aqnet.data.sources import caqra, units
 from aqnet.data.sources import view as sources
 from aqnet.data.sources.files import TIME_NAMES, Layout, SourceFile, ZarrStore, open_file
@@ -209,7 +209,7 @@ def _conversion(found: Findings, file: SourceFile, name: str) -> units.Conversio
 
 def _progressing(rows: int, at_once: int) -> Iterator[slice]:
     """Slices of `at_once` rows, with a line on stderr where they take long."""
-    progress = Progress("inspect", rows, sys.stderr)
+    progress = ProgressLines("inspect", rows, sys.stderr)
     for start in range(0, rows, at_once):
         yield slice(start, min(start + at_once, rows))
         progress.add(at_once)

@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aqnet.checkpoint.files import sync
 from aqnet.config import Config, periods
 from aqnet.data import store
 from aqnet.data.prepare.origin import made_from, store_path
-from aqnet.data.prepare.parallel import Progress, Workers
-from aqnet.data.prepare.store_writer import writing
+from aqnet.data.prepare.parallel import ProgressLines, Workers
 from aqnet.data.regridding.model_grid import ModelGrid
 from aqnet.errors import AqnetError
+from aqnet.files import write_beside
 
 Array = NDArray[Any]
 
@@ -88,19 +87,15 @@ def _observed(config: Config, grid: ModelGrid, workers: Workers) -> Array:
             if str(found["made_from"]) == text:
                 return np.asarray(found["mask"])
     mask = np.zeros(grid.lat.shape, bool)
-    progress = Progress("prepare: domain", sum(rows.stop - rows.start for rows in blocks))
+    progress = ProgressLines("prepare: domain", sum(rows.stop - rows.start for rows in blocks))
     work = [(config.data.targets, rows) for rows in blocks]
     for (_, rows), part in workers.run(_observed_block, work):
         mask |= part
         progress.add(rows.stop - rows.start)
         if mask.all():
             break
-    with writing(kept):
-        beside = kept.with_suffix(".partial")
-        with beside.open("wb") as file:
-            np.savez(file, mask=mask, made_from=text)
-        sync(beside)
-        beside.replace(kept)
+    with write_beside(kept) as file:
+        np.savez(file, mask=mask, made_from=text)
     return mask
 
 

@@ -44,7 +44,6 @@ def made_from(config: Config, sources: SourceView, rows: slice) -> dict[str, Any
         "names": {name: sources.file_name(name) for name in names},
         "units": dict(config.data.units),
         "rows": rows.stop - rows.start,
-        "patch": config.model.patch,
         "resample": config.data.resample,
         "shape": None if config.data.shape is None else list(config.data.shape),
         "winds": config.data.winds,

@@ -23,13 +23,13 @@ _common: Any = None  # of this worker process
 
 
 class Workers:
-    """Processes that do blocks of work on something they are given once, `common`; with `count` 1
-    there is none, and this process does the work. A context manager."""
+    """`count` processes that do blocks of work on something they are given once, `common`; with 0
+    this process does the work itself. A context manager."""
 
     def __init__(self, common: Any, count: int) -> None:
         self._common = common
         self._pool: ProcessPoolExecutor | None = None
-        if count > 1:
+        if count > 0:
             self._pool = ProcessPoolExecutor(
                 count,
                 # torch and blosc keep threads, which a forked child would lack
@@ -91,11 +91,11 @@ def _work(work: Callable[[Any, Any], Any], block: Any) -> Any:
     return work(_common, block)
 
 
-class Progress:
+class ProgressLines:
     """A line every few seconds: share done, hours of data a second, time left."""
 
     def __init__(self, what: str, hours: int, stream: TextIO | None = None) -> None:
-        """`stream`: where it is said, else stdout."""
+        """`stream`: where the lines go, else stdout."""
         self._what, self._hours, self._done, self._stream = what, hours, 0, stream
         self._began = self._told = time.monotonic()
 

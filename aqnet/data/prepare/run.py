@@ -28,7 +28,7 @@ from aqnet import config as configuration
 from aqnet.config import Config
 from aqnet.data import statistics, store
 from aqnet.data.prepare import domain, origin, store_writer
-from aqnet.data.prepare.parallel import Progress, Workers
+from aqnet.data.prepare.parallel import ProgressLines, Workers
 from aqnet.data.prepare.store_writer import StoreWriter
 from aqnet.data.regridding.model_grid import ModelGrid
 from aqnet.data.sources import units
@@ -39,18 +39,20 @@ Array = NDArray[Any]
 
 
 def prepare(
-    config: Config, workers: int = 1, dry_run: bool = False, only: list[int] | None = None
+    config: Config, workers: int = 0, dry_run: bool = False, only: list[int] | None = None
 ) -> None:
     """Write the stores of all years of the split, then their statistics.
 
     Args:
-        workers: processes, each taking a block of hours at a time.
+        workers: processes, each taking a block of hours at a time; 0: this one alone.
         dry_run: print the plan and write nothing.
         only: write the stores of these years, and no statistics.
     Raises:
         AqnetError: the sources lack a year or a variable, are damaged, differ from those of
             stores already there, no cell ever holds a target, or the stores cannot be written.
     """
+    if workers < 0:
+        raise AqnetError(f"--workers {workers}: expected 0 (this process alone) or more")
     sources = open_sources(config.data, write=not dry_run)
     years = config.data.split.years
     for year in only or ():
@@ -104,7 +106,7 @@ def _write_years(
             for block in grid.blocks(missing.start, missing.stop)
         ]
     left = Counter(block.year for block in blocks)
-    progress = Progress("prepare", sum(block.rows.stop - block.rows.start for block in blocks))
+    progress = ProgressLines("prepare", sum(block.rows.stop - block.rows.start for block in blocks))
     noise: Counter[str] = Counter()
     for year in years:
         if not left[year]:
@@ -179,7 +181,7 @@ def _print_plan(
         f"prepare: to write {hours} hours of {len(names)} variables on {height} x {width} cells: "
         f"{size / scale:.1f} {unit}, about {size * share / scale:.1f} {unit} packed "
         f"({free:.0f} GB free), about "
-        f"{seconds * hours / workers / 60:.1f} min (--workers {workers})",
+        f"{seconds * hours / max(1, workers) / 60:.1f} min (--workers {workers})",
         flush=True,
     )
 
@@ -216,7 +218,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m aqnet.data.prepare", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--config", required=True, help="YAML file")
-    parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")
+    parser.add_argument("--workers", type=int, default=0, help="processes (default 0: this one)")
     parser.add_argument("--dry-run", action="store_true", help="print the plan, write nothing")
     parser.add_argument(
         "--year", type=int, action="append", help="write only this one (or these), no statistics"
@@ -224,4 +226,4 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_intermixed_args()
     config = configuration.load(arguments.config, arguments.overrides)
-    prepare(config, max(1, arguments.workers), arguments.dry_run, arguments.year)
+    prepare(config, arguments.workers, arguments.dry_run, arguments.year)

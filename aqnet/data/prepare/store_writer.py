@@ -25,7 +25,6 @@ from numcodecs.checksum32 import CRC32C
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
-from aqnet.checkpoint.files import sync
 from aqnet.data.moments import moments
 from aqnet.data.store import (
     COMPRESSOR,
@@ -39,6 +38,7 @@ from aqnet.data.store import (
     shard_path,
 )
 from aqnet.errors import AqnetError
+from aqnet.files import partial_of, sync, write_beside
 from aqnet.grid import Grid
 
 _VALUES_AT_ONCE = 2_000_000  # whose moments are taken in float64
@@ -87,11 +87,8 @@ class StoreWriter:
                 digest = _write_shard(file, stored[first : first + HOURS_PER_SHARD])
                 digests[str(file.relative_to(self.partial))] = digest
             receipt = self._receipts / f"{start_row}.npz"
-            beside = receipt.with_suffix(".partial")
-            with beside.open("wb") as stream:
+            with write_beside(receipt) as stream:
                 np.savez(stream, moments=self._moments(stored), digests=json.dumps(digests))
-            sync(beside)
-            beside.replace(receipt)
 
     def missing(self) -> list[range]:
         """Blocks of rows that are still to be written, each beginning at a shard."""
@@ -204,8 +201,7 @@ def create(
     for values, _, _ in arrays.values():
         digest.update(np.ascontiguousarray(values).data)
     begun = digest.hexdigest()
-    partial = path.with_name(path.name + ".partial")
-    writer = StoreWriter(path, partial, names, time, arrays["mask"][0], dtype)
+    writer = StoreWriter(path, partial_of(path), names, time, arrays["mask"][0], dtype)
     if _attributes(writer.partial).get("begun") == begun:
         return writer
     shutil.rmtree(writer.partial, ignore_errors=True)

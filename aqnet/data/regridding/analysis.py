@@ -6,43 +6,40 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aqnet.config import STATIC_VARIABLES, Config, Source
+from aqnet.data.layout import Layout
 from aqnet.data.regridding.model_grid import ModelGrid
 from aqnet.data.sources.view import SourceView
-from aqnet.data.store import Store
 from aqnet.errors import AqnetError
-
-_SAME_PLACE = 1e-3  # degrees
+from aqnet.grid import Floats, same_place
 
 
 class Analysis:
-    """Hours of source files on the grid of a store, whose channels it has.
+    """Hours of source files on the grid and in the channels of training stores.
 
     Attributes:
         hours: those of the files, since 1970 UTC.
     """
 
-    def __init__(self, path: str, config: Config, store: Store) -> None:
+    def __init__(self, path: str, config: Config, layout: Layout) -> None:
         """`path`: files as `data.sources[].path` names them, in the layout of the config's source.
 
         Raises:
-            AqnetError: the files cannot be read, or their grid is not the store's.
+            AqnetError: the files cannot be read, or their grid is not the layout's.
         """
         data = config.data
         names = data.sources[0].names if data.sources else {}
         self._view = SourceView(Source(path, names), data.units)
         self._grid = ModelGrid(config, self._view)
-        self._channels = store.names
+        self._channels = layout.names
         self._needed = [name for name in data.variables if name not in STATIC_VARIABLES]
         self.hours = self._view.times
-        for what in ("lat", "lon"):
-            ours, theirs = getattr(store.grid, what).numpy(), getattr(self._grid, what)
-            if ours.shape != theirs.shape or np.abs(ours - theirs).max() > _SAME_PLACE:
-                raise AqnetError(
-                    f"{path}: on the model grid {what} has shape {theirs.shape} and lies between "
-                    f"{theirs.min():.3f} and {theirs.max():.3f}; that of {store.path} has shape "
-                    f"{ours.shape} between {ours.min():.3f} and {ours.max():.3f}: cut the files "
-                    "to the grid the model was trained on"
-                )
+        ours, theirs = layout.grid, self._grid
+        if not same_place(ours.lat.numpy(), ours.lon.numpy(), theirs.lat, theirs.lon):
+            raise AqnetError(
+                f"{path}: on the model grid it lies on {_extent(theirs.lat, theirs.lon)}, that of "
+                f"the model on {_extent(ours.lat.numpy(), ours.lon.numpy())}: cut the files to "
+                "the grid the model was trained on"
+            )
 
     def read(self, hour: int) -> NDArray[np.float32] | None:
         """Fields [C, H, W] of one hour in physical units, NaN = missing; None where there is none.
@@ -61,3 +58,11 @@ class Analysis:
         fields = np.full((len(self._channels), *found.shape[1:]), np.nan, np.float32)
         fields[[self._channels.index(name) for name in self._needed]] = found
         return fields
+
+
+def _extent(lat: Floats, lon: Floats) -> str:
+    height, width = lat.shape
+    return (
+        f"{height} x {width} cells from {lat.min():.3f} to {lat.max():.3f} N and {lon.min():.3f} "
+        f"to {lon.max():.3f} E"
+    )

@@ -11,13 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aqnet.data.regridding.resample import ENOUGH, cell_areas, continuous
+from aqnet.data.regridding.resample import ENOUGH
+from aqnet.grid import Floats, cell_areas, continuous, interpolated, located
 
 _PIECES = 4  # across a target cell, at least
 _AT_ONCE = 500_000  # pieces
-_ITERATIONS = 12
-
-Floats = NDArray[np.float64]
 
 
 def regridded(
@@ -36,7 +34,6 @@ def regridded(
         NaN where what is present covers less than half of what the source covers, or nothing.
     """
     grid, target = np.stack((lat, continuous(lon))), np.stack((target_lat, continuous(target_lon)))
-    middle = float(target[1, target_lon.shape[0] // 2, target_lon.shape[1] // 2])
     areas, flat = cell_areas(*grid).reshape(-1), values.reshape(-1)
     down, across = _cuts(grid, target)
     column = (np.arange(lat.shape[1] * across) + 0.5) / across - 0.5
@@ -47,9 +44,7 @@ def regridded(
         count = min(step, len(lat) - first) * down
         row = first + (np.arange(count) + 0.5) / down - 0.5
         rows, columns = (part.ravel() for part in np.meshgrid(row, column, indexing="ij"))
-        piece_lat, piece_lon = _interpolated(grid, rows, columns)[0]
-        piece_lon = middle + (piece_lon - middle + 180) % 360 - 180
-        y, x = located(piece_lat, piece_lon, *target)
+        y, x = located(*interpolated(grid, rows, columns)[0], *target)
         inside = np.isfinite(y)
         place = np.rint(y[inside]).astype(np.int64) * target_lat.shape[1]
         place += np.rint(x[inside]).astype(np.int64)
@@ -64,65 +59,6 @@ def regridded(
     enough = (found > 0) & (found >= ENOUGH * cover)
     result = total if counts else total / np.where(enough, found, 1.0)
     return np.where(enough, result, np.nan).reshape(target_lat.shape)
-
-
-def located(lat: Floats, lon: Floats, grid_lat: Floats, grid_lon: Floats) -> tuple[Floats, Floats]:
-    """Fractional row and column of points in a grid [H, W] with 2-D coordinates (degrees).
-
-    Newton's method on the bilinear interpolation of the coordinates; NaN for points outside the
-    cells of the grid. Longitudes must be continuous over grid and points.
-    """
-    height, width = grid_lat.shape
-    result = np.full((2, lat.size), np.nan)
-    near = np.ones(lat.size, bool)
-    for points, grid in ((lat.ravel(), grid_lat), (lon.ravel(), grid_lon)):
-        margin = np.ptp(grid) / min(height, width) + 1e-6
-        near &= (points > grid.min() - margin) & (points < grid.max() + margin)
-    wanted = np.stack((lat.ravel()[near], lon.ravel()[near]))
-    grid = np.stack((grid_lat, grid_lon))
-    y, x = _guess(wanted, grid)
-    for _ in range(_ITERATIONS):
-        here, by_row, by_column = _interpolated(grid, y, x)
-        miss = wanted - here
-        scale = by_row[0] * by_column[1] - by_row[1] * by_column[0]
-        scale = np.where(abs(scale) > 1e-12, scale, 1e-12)
-        move_y = (miss[0] * by_column[1] - miss[1] * by_column[0]) / scale
-        move_x = (by_row[0] * miss[1] - by_row[1] * miss[0]) / scale
-        y = np.clip(y + move_y, -2, height + 1)
-        x = np.clip(x + move_x, -2, width + 1)
-        if y.size == 0 or max(abs(move_y).max(), abs(move_x).max()) < 1e-6:
-            break
-    found = (y > -0.5) & (y < height - 0.5) & (x > -0.5) & (x < width - 0.5)
-    found &= abs(wanted - _interpolated(grid, y, x)[0]).max(axis=0) < 1e-3
-    result[0, near], result[1, near] = np.where(found, y, np.nan), np.where(found, x, np.nan)
-    return result[0].reshape(lat.shape), result[1].reshape(lat.shape)
-
-
-def _guess(wanted: Floats, grid: Floats) -> tuple[Floats, Floats]:
-    """Rows and columns by a quadratic fit of the grid's own over its coordinates."""
-    middle, spread = grid.mean(axis=(1, 2)), np.maximum(grid.std(axis=(1, 2)), 1e-9)
-
-    def powers(points: Floats) -> Floats:
-        a, b = (points - middle[:, None]) / spread[:, None]
-        return np.stack((np.ones_like(a), a, b, a * a, a * b, b * b), axis=1)
-
-    rows, columns = np.indices(grid.shape[1:])
-    places = np.stack((rows.ravel(), columns.ravel()), axis=1).astype(np.float64)
-    fit, *_ = np.linalg.lstsq(powers(grid.reshape(2, -1)), places, rcond=None)
-    found = powers(wanted) @ fit
-    return found[:, 0], found[:, 1]
-
-
-def _interpolated(grid: Floats, y: Floats, x: Floats) -> tuple[Floats, Floats, Floats]:
-    """Both coordinates at (y, x), continued beyond the edges, and their slopes along y and x."""
-    row = np.clip(np.floor(y), 0, grid.shape[1] - 2).astype(np.int64)
-    column = np.clip(np.floor(x), 0, grid.shape[2] - 2).astype(np.int64)
-    fy, fx = y - row, x - column
-    a, b = grid[:, row, column], grid[:, row, column + 1]
-    c, d = grid[:, row + 1, column], grid[:, row + 1, column + 1]
-    by_row = (c - a) * (1 - fx) + (d - b) * fx
-    by_column = (b - a) * (1 - fy) + (d - c) * fy
-    return a + by_row * fy + (b - a) * fx, by_row, by_column
 
 
 def _cuts(grid: Floats, target: Floats) -> tuple[int, int]:

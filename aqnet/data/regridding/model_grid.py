@@ -1,4 +1,4 @@
-"""Source fields on the model grid: winds turned, resampled, padded to whole patches."""
+"""Source fields on the grid of the training stores: winds turned, resampled."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ModelGrid:
     """The grid of the training stores, and the fields of one source on it.
 
     Attributes:
-        lat, lon: degrees, float64, shape [H, W], continued linearly where the grid is padded.
+        lat, lon: degrees, float64, shape [H, W].
     """
 
     def __init__(self, config: Config, sources: SourceView) -> None:
@@ -38,18 +38,15 @@ class ModelGrid:
         Raises:
             AqnetError: `data.winds` is grid and u or v is missing from `data.variables`.
         """
-        self._data, self._patch, self.sources = config.data, config.model.patch, sources
+        self._data, self.sources = config.data, sources
         self._resampler: Resampler | None = None
-        self._lat, self._lon = sources.lat, sources.lon  # without padding
+        self.lat, self.lon = sources.lat, sources.lon
         if config.data.resample != "none":
             assert config.data.shape is not None
             self._resampler = Resampler(
                 config.data.resample, sources.lat, sources.lon, config.data.shape
             )
-            self._lat, self._lon = self._resampler.lat, self._resampler.lon
-        padded = tuple(-(-size // self._patch) * self._patch for size in self._lat.shape)
-        lat, lon = (_extrapolated(values, padded) for values in (self._lat, self._lon))
-        self.lat, self.lon = np.clip(lat, -90, 90), lon
+            self.lat, self.lon = self._resampler.lat, self._resampler.lon
         self._angle: Array | None = None
         if config.data.winds == "grid":
             if len({"u", "v"} & set(config.data.variables)) == 1:
@@ -65,7 +62,7 @@ class ModelGrid:
         if self._angle is not None and "u" in names:
             u, v = names.index("u"), names.index("v")
             block[:, u], block[:, v] = to_earth(block[:, u], block[:, v], self._angle)
-        return self._padded(block if self._resampler is None else self._resampler.mean(block))
+        return block if self._resampler is None else self._resampler.mean(block)
 
     def blocks(self, start: int, stop: int) -> list[slice]:
         """Rows start to stop in blocks of whole shards that a worker can hold."""
@@ -81,15 +78,13 @@ class ModelGrid:
         if self._data.mask_file is None:
             return None
         file = StaticFile(self._data.mask_file, "data.mask_file", "mask")
-        if file.on_grid_of(self._lat, self._lon):
-            mask = file.values > 0
-        elif file.on_grid_of(self.sources.lat, self.sources.lon) and self._resampler is not None:
-            mask = self._resampler.mask(file.values > 0)
-        else:
-            inside = (file.values > 0).astype(np.float64)  # outside the file is outside the domain
-            file.values = inside
-            mask = file.regridded(self._lat, self._lon, counts=False) >= 0.5
-        return self._padded(mask, False)
+        inside: NDArray[np.bool_] = file.values > 0
+        if file.on_grid_of(self.lat, self.lon):
+            return inside
+        if file.on_grid_of(self.sources.lat, self.sources.lon) and self._resampler is not None:
+            return self._resampler.mask(inside)
+        file.values = inside.astype(np.float64)  # outside the file is outside the domain
+        return np.asarray(file.regridded(self.lat, self.lon, counts=False) >= 0.5)
 
     def grid(self, mask: NDArray[np.bool_]) -> tuple[Grid, dict[str, Array]]:
         """The grid and the static fields among `data.variables`, by name.
@@ -104,7 +99,7 @@ class ModelGrid:
             if name in ("lat2d", "lon2d"):
                 static[name] = (self.lat if name == "lat2d" else self.lon).astype(np.float32)
                 continue
-            static[name] = self._padded(self._static(name).astype(np.float32))
+            static[name] = self._static(name).astype(np.float32)
             lacking = 1 - np.isfinite(static[name][mask]).mean()
             if lacking == 1:
                 raise AqnetError(f"{name!r} has no value inside the domain; check its grid")
@@ -120,36 +115,18 @@ class ModelGrid:
         return grid, static
 
     def _static(self, name: str) -> Array:
-        """A static field on the model grid without padding."""
+        """A static field on the model grid."""
         counts = name in _COUNTS
         if name in self._data.static_files:
             path, key = self._data.static_files[name], f"data.static_files.{name}"
             file = StaticFile(path, key, name, self._data.units.get(name))
-            if file.on_grid_of(self._lat, self._lon):
+            if file.on_grid_of(self.lat, self.lon):
                 return file.values
             if not file.on_grid_of(self.sources.lat, self.sources.lon):
-                return file.regridded(self._lat, self._lon, counts)
+                return file.regridded(self.lat, self.lon, counts)
             values = file.values
         else:
             values = self.sources.static(name)
         if self._resampler is None:
             return values
         return self._resampler.total(values) if counts else self._resampler.mean(values)
-
-    def _padded(self, values: Array, fill: Any = np.nan) -> Array:
-        """`values` [..., H, W] with rows and columns of `fill` up to a multiple of the patch."""
-        pads = [(0, -size % self._patch) for size in values.shape[-2:]]
-        if not any(after for _, after in pads):
-            return values
-        return np.pad(values, [(0, 0)] * (values.ndim - 2) + pads, constant_values=fill)
-
-
-def _extrapolated(values: Array, shape: tuple[int, ...]) -> Array:
-    """Coordinates [H, W] continued linearly to `shape`."""
-    for axis in (0, 1):
-        extra = shape[axis] - values.shape[axis]
-        last = np.take(values, [-1], axis)
-        step = last - np.take(values, [-2], axis) if values.shape[axis] > 1 else 0 * last
-        more = [last + step * (at + 1) for at in range(extra)]
-        values = np.concatenate([values, *more], axis)
-    return values

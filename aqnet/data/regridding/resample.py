@@ -12,10 +12,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from aqnet.grid import Floats, cell_areas, continuous
+
 ENOUGH = 0.5  # share of a target cell's area that must hold values
 _ROUNDING = 1e-9
-
-Floats = NDArray[np.float64]
 
 
 class Axis(NamedTuple):
@@ -43,17 +43,6 @@ def bilinear_axis(size: int, target: int, extrapolate: bool = False) -> Axis:
     below = np.clip(np.floor(place).astype(np.int64), 0, max(size - 2, 0))
     share = place - below
     return Axis(np.stack((below, np.minimum(below + 1, size - 1))), np.stack((1 - share, share)))
-
-
-def cell_areas(lat: Floats, lon: Floats) -> Floats:
-    """Relative areas of cells [H, W]: cos(latitude) on a grid of degrees, 1 on a projected one."""
-    degrees = np.ptp(lat, axis=1).max() < 1e-3 and np.ptp(lon, axis=0).max() < 1e-3
-    return np.cos(np.radians(lat)) if degrees else np.ones_like(lat)
-
-
-def continuous(lon: Floats) -> Floats:
-    """Longitudes [H, W] without jumps of 360 degrees."""
-    return np.asarray(np.unwrap(np.unwrap(lon, period=360), axis=0, period=360))
 
 
 class Resampler:

@@ -19,6 +19,7 @@ from aqnet.batch import Batch, Statistics
 from aqnet.config import Config
 from aqnet.errors import AqnetError
 from aqnet.evaluation.interpolation import bilinear
+from aqnet.files import partial_of, replace_folder
 from aqnet.grid import Grid
 
 # names of the CF standard name table
@@ -40,7 +41,7 @@ def create(
     Arrays are float32 [time, lead_time, y, x] with one chunk per time, NaN outside the domain and
     where nothing was written.
     """
-    partial = _partial(path)
+    partial = partial_of(path)
     shutil.rmtree(partial, ignore_errors=True)
     partial.parent.mkdir(parents=True, exist_ok=True)
     group = zarr.open_group(partial, mode="w", zarr_format=3)
@@ -74,7 +75,7 @@ class Writer:
     def __init__(
         self, path: Path, times: NDArray[np.int64], config: Config, grid: Grid, numbers: Statistics
     ) -> None:
-        group = zarr.open_group(_partial(path), mode="r+")
+        group = zarr.open_group(partial_of(path), mode="r+")
         self._arrays = [_array(group, name) for name in config.data.targets]
         self._rows = {int(time): row for row, time in enumerate(times)}
         mean, std = numbers.of(config.data.targets)
@@ -91,7 +92,7 @@ class Writer:
                     array[self._rows[time]] = values[:, target]
 
 
-class Elsewhere:
+class ExternalForecast:
     """A forecast made elsewhere, on the cells of the domain.
 
     Attributes:
@@ -122,8 +123,7 @@ class Elsewhere:
 
 def commit(path: Path) -> None:
     """Give the whole store its name, in place of an older one, once every rank has written."""
-    shutil.rmtree(path, ignore_errors=True)
-    _partial(path).rename(path)
+    replace_folder(partial_of(path), path)
 
 
 class OffTheHour(AqnetError):
@@ -151,10 +151,6 @@ def missing(batch: Batch, config: Config, grid: Grid) -> dict[str, float]:
     lost = batch.fields[0][:, grid.mask].isnan().double().mean(1)
     shares = zip(config.input_variables, lost.tolist(), strict=True)
     return {name: share for name, share in shares if share > 0}
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(path.name + ".partial")
 
 
 def _coordinates(group: zarr.Group, grid: Grid) -> tuple[tuple[str, str], dict[str, str]]:

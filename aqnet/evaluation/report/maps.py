@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from aqnet.config import Config
 from aqnet.evaluation.report.example_forecast import Example
-from aqnet.grid import Grid
+from aqnet.grid import Grid, continuous, wrapped
 
 Values = NDArray[np.float64]
 EARTH_RADIUS_KM = 6371.0
@@ -40,7 +40,7 @@ class Chart:
 
     def __init__(self, grid: Grid) -> None:
         self.lat, lon = grid.lat.numpy(), grid.lon.numpy()
-        self.lon = np.unwrap(np.unwrap(lon, period=360.0, axis=1), period=360.0, axis=0)
+        self.lon = continuous(lon)
         self.middle = tuple((part.min() + part.max()) / 2 for part in (self.lat, self.lon))
         self.degrees = grid.on_degrees
         self.aspect = 1.0 / np.cos(np.radians(self.middle[0])) if self.degrees else 1.0
@@ -54,7 +54,7 @@ class Chart:
     def project(self, lat: Values, lon: Values) -> tuple[Values, Values]:
         """Degrees to x, y of the paper."""
         lat_c, lon_c = self.middle
-        away = (lon - lon_c + 180.0) % 360.0 - 180.0
+        away = wrapped(lon - lon_c)
         if self.degrees:
             return lon_c + away, lat
         phi, phi_c, dlon = np.radians(lat), np.radians(lat_c), np.radians(away)

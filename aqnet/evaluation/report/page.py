@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aqnet.checkpoint.files import replace_text
+from aqnet.files import replace_text
 
 Rows = list[dict[str, Any]]
 _STYLE = """

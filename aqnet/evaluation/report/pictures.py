@@ -22,6 +22,7 @@ from aqnet.evaluation.histograms import Records
 from aqnet.evaluation.report import maps
 from aqnet.evaluation.report.example_forecast import Example
 from aqnet.evaluation.report.page import Picture, Rows
+from aqnet.files import write_beside
 from aqnet.grid import Grid
 
 # Okabe and Ito (2008): told apart with any colour vision
@@ -102,9 +103,8 @@ def save(figure: Figure, path: Path) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=100)
     image = Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE)
-    partial = path.with_name(path.name + ".partial")
-    image.save(partial, format="PNG", optimize=True)
-    partial.replace(path)
+    with write_beside(path) as file:
+        image.save(file, format="PNG", optimize=True)
 
 
 def skill(table: Rows) -> Figure:

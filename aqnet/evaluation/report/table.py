@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from aqnet.checkpoint.files import replace_text
 from aqnet.errors import AqnetError
 from aqnet.evaluation import daily_sums, metrics
 from aqnet.evaluation.run import FORECASTS, Scorer
 from aqnet.evaluation.stations import StationScores
+from aqnet.files import replace_text
 
 _N = metrics.SUMS.index("n")
 

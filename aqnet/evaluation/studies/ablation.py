@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+import aqnet
 from aqnet import config as configs
 from aqnet.config import Config
 from aqnet.errors import AqnetError
@@ -31,6 +32,7 @@ from aqnet.evaluation.daily_sums import Daily
 from aqnet.evaluation.report import table
 
 BASE = "base"
+SCRIPTS = Path(aqnet.__file__).resolve().parents[1]  # train.py and evaluate.py stand there
 REFERENCE = "damped_anomaly"  # of the table after each run
 Done = dict[str, dict[int, Daily]]  # by variant and seed
 
@@ -185,7 +187,7 @@ class Processes:
                 self._running.discard(process)
         if status != 0:
             lines = log.read_text(encoding="utf-8").strip().splitlines() or ["no output"]
-            raise AqnetError(f"{' '.join(command[1:3])} ended with {status}; {log}: {lines[-1]}")
+            raise AqnetError(f"{Path(command[1]).name} ended with {status}; {log}: {lines[-1]}")
 
     def stop(self) -> None:
         """End what runs: train.py writes a checkpoint first."""
@@ -209,13 +211,13 @@ def train_and_score(run: Run, options: argparse.Namespace, start: Processes) -> 
     """Train from the last checkpoint on, then score."""
     here = [f"run_dir={run.folder}", f"seed={run.seed}", *options.overrides]
     log = run.folder.with_name(run.folder.name + ".log")  # a name may hold a dot
-    start.run([sys.executable, "train.py", "--config", str(run.file), *here], log)
+    start.run([sys.executable, str(SCRIPTS / "train.py"), "--config", str(run.file), *here], log)
     status = (run.folder / "status").read_text().strip()
     if status != "finished":
         raise AqnetError(f"{run.folder}: training ended {status}; start the same command again")
     score = ["--checkpoint", str(run.folder), "--output", str(run.folder / "evaluation")]
-    score += ["--max-samples", str(options.max_samples), "--save-forecasts", "1", "--no-pictures"]
-    start.run([sys.executable, "evaluate.py", *score], log)
+    score += ["--max-samples", str(options.max_samples), "--save-forecasts", "0", "--no-pictures"]
+    start.run([sys.executable, str(SCRIPTS / "evaluate.py"), *score], log)
 
 
 def scores(done: Done) -> str:

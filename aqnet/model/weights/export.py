@@ -19,6 +19,7 @@ from aqnet.checkpoint import files as checkpoint_files
 from aqnet.checkpoint.files import Loaded
 from aqnet.config import Config
 from aqnet.errors import AqnetError
+from aqnet.files import write_beside
 from aqnet.grid import Grid
 from aqnet.model.climax import ClimaX
 
@@ -79,7 +80,7 @@ def export(loaded: Loaded, output: Path) -> None:
     Raises:
         AqnetError: the checkpoint does not hold its grid.
     """
-    config = configs.from_dict(loaded.state["config"], str(loaded.path))
+    config, _ = configs.from_checkpoint(loaded.state["config"], str(loaded.path))
     statistics = Statistics.from_dict(loaded.state["statistics"])
     if loaded.grid is None:
         raise AqnetError(
@@ -96,9 +97,8 @@ def export(loaded: Loaded, output: Path) -> None:
         program = torch.export.export(module, example(config, grid), dynamic_shapes=shapes)
     text = json.dumps(metadata(config, grid, statistics))
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_stem(f"{output.stem}.partial")
-    torch.export.save(program, partial, extra_files={METADATA: text})
-    partial.replace(output)
+    with write_beside(output) as file:
+        torch.export.save(program, file, extra_files={METADATA: text})
 
 
 def example(config: Config, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:

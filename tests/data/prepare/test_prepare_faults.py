@@ -172,7 +172,23 @@ def test_killed_with_its_workers_it_leaves_nobody_behind(tmp_path: Path):
     assert contents(tmp_path / "again") == interrupted
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+def test_fewer_workers_than_none_are_refused_and_none_is_this_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    write_years(tmp_path, 4)
+    with pytest.raises(AqnetError, match="--workers -3: expected 0"):
+        prepare(load(tmp_path), workers=-3)
+    assert not (tmp_path / "stores").exists()
+    pids = []
+    write = command._write_block
+    monkeypatch.setattr(
+        command, "_write_block", lambda *block: pids.append(os.getpid()) or write(*block)
+    )
+    prepare(load(tmp_path), workers=0)
+    assert set(pids) == {os.getpid()}
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
 def test_an_interrupt_is_one_line_and_what_is_written_is_kept(tmp_path: Path, workers: str):
     write_years(tmp_path, 6000)
     path = tmp_path / "config.yaml"
@@ -362,8 +378,8 @@ def test_a_worker_on_the_native_grid_of_caqra_stays_under_two_gigabytes(tmp_path
         here["data"] |= resample | {"stores": str(tmp_path / resample["resample"])}
         path.write_text(yaml.safe_dump(here))
         code = (
-            "import resource, sys; from aqnet import config; from aqnet.data import prepare; "
-            "prepare.prepare(config.load(sys.argv[1])); "
+            "import resource, sys; from aqnet import config; from aqnet.data.prepare import run; "
+            "run.prepare(config.load(sys.argv[1])); "
             "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
         )
         kilobytes = int(run("-c", code, str(path)).stdout.split()[-1])
@@ -401,5 +417,5 @@ def test_the_plan_of_a_native_year_comes_before_anything_is_read_whole(tmp_path:
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(here))
     result = run("-m", "aqnet.data.prepare", "--config", str(path), "--dry-run")
-    assert "26280 hours of 11 variables on 340 x 432 cells: 169.8 GB, about" in result.stdout
-    assert "min (--workers 1)" in result.stdout
+    assert "26280 hours of 11 variables on 339 x 432 cells: 169.3 GB, about" in result.stdout
+    assert "min (--workers 0)" in result.stdout

@@ -132,19 +132,6 @@ def test_a_westerly_wind_stays_one_on_the_earth():
     assert abs(winds.grid_angle(lat, lon)).max() == 0
 
 
-def test_points_are_found_in_a_lambert_grid():
-    lat, lon, _ = lambert(60, 80, 60.0)
-    rng = np.random.default_rng(3)
-    y, x = rng.uniform(-0.4, 59.4, 500), rng.uniform(-0.4, 79.4, 500)
-    inside = conservative._interpolated(np.stack((lat, lon)), y, x)[0]
-    found = conservative.located(inside[0], inside[1], lat, lon)
-    np.testing.assert_allclose(found[0], y, atol=1e-4)
-    np.testing.assert_allclose(found[1], x, atol=1e-4)
-    far = np.array([0.0, 80.0, lat[0, 0] - 2]), np.full(3, lon[0, 0])
-    outside = conservative.located(*far, lat, lon)
-    assert np.isnan(outside[0]).all()
-
-
 @pytest.mark.parametrize(("height", "width"), [(400, 600), (40, 60)])  # finer and coarser
 def test_static_fields_of_a_degree_grid_on_a_lambert_grid(height: int, width: int):
     target_lat, target_lon, _ = lambert(24, 30, 100.0)

@@ -211,7 +211,7 @@ def test_a_source_is_only_read(tmp_path: Path):
     for path in (*source.rglob("*"), source):
         path.chmod(0o555 if path.is_dir() else 0o444)
     before = {path: path.stat().st_mtime_ns for path in (source, *source.rglob("*"))}
-    prepare(load(source, stores=str(tmp_path / "stores")), workers=1)
+    prepare(load(source, stores=str(tmp_path / "stores")), workers=0)
     assert before == {path: path.stat().st_mtime_ns for path in (source, *source.rglob("*"))}
     for path in (source, *source.rglob("*")):
         path.chmod(0o755)

@@ -77,7 +77,7 @@ def test_forecast_made_elsewhere_is_regridded_and_knows_what_it_covers():
     def read(time: int, leads: tuple[int, ...]) -> np.ndarray:
         return np.broadcast_to(lat + lon, (len(leads), 2, 2, 2)) + time
 
-    other = forecasts.Elsewhere("cams", read, (lat, lon), CONFIG, GRID)
+    other = forecasts.ExternalForecast("cams", read, (lat, lon), CONFIG, GRID)
     inside = (GRID.lat <= 45 + 12.5) & (GRID.lon <= 101.5 + 1.25)  # half a cell beyond counts
     assert other.coverage == pytest.approx(inside[MASK].double().mean().item())
     found = other.forecast(1000)

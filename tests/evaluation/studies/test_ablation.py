@@ -1,5 +1,6 @@
 """The ablation: what its configs change, its statistics, and the command, stopped and resumed."""
 
+import argparse
 import csv
 import os
 import signal
@@ -161,6 +162,27 @@ def test_variant_with_other_training_is_refused(folder: Path, tmp_path: Path):
     result = run("-m", "aqnet.evaluation.ablation", *options, status=2)
     assert "raster.yaml: `train` differs" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_runs_are_trained_and_scored_from_any_working_directory(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    commands = []
+
+    class Commands(ablation.Processes):
+        def run(self, command: list[str], log: Path) -> None:
+            commands.append(command)
+
+    options = argparse.Namespace(
+        configs=folder, output=tmp_path, seeds=1, at_once=1, max_samples=9, overrides=[]
+    )
+    trial = ablation.planned(options)[0]
+    trial.folder.mkdir()
+    (trial.folder / "status").write_text("finished\n")
+    ablation.train_and_score(trial, options, Commands())
+    assert [Path(command[1]).name for command in commands] == ["train.py", "evaluate.py"]
+    assert all(Path(command[1]).is_file() for command in commands)
 
 
 @pytest.mark.slow

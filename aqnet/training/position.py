@@ -1,4 +1,4 @@
-"""Where a run stands, and whether that is its end."""
+"""How far a run has come, and whether that is its end."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from aqnet.config import Config
 
 
 @dataclass
-class Progress:
-    """Where a run stands; what its checkpoints carry besides tensors.
+class Position:
+    """How far a run has come; its checkpoints carry it.
 
     Attributes:
         global_step: optimizer steps made, skipped ones included.
@@ -32,18 +32,18 @@ class Progress:
     seconds: float = 0.0
 
     @classmethod
-    def of(cls, state: dict[str, Any]) -> Progress:
+    def of(cls, state: dict[str, Any]) -> Position:
         """From the state of a checkpoint."""
         return cls(**{name: state[name] for name in asdict(cls()) if name in state})
 
 
-def is_finished(config: Config, progress: Progress) -> bool:
+def is_finished(config: Config, position: Position) -> bool:
     """Whether the run has reached one of its limits."""
     train = config.train
     reached = (
-        (train.max_steps, progress.global_step),
-        (train.max_epochs, progress.epoch),
-        (train.max_hours, progress.seconds / 3600),
-        (train.patience, progress.validations_since_best),
+        (train.max_steps, position.global_step),
+        (train.max_epochs, position.epoch),
+        (train.max_hours, position.seconds / 3600),
+        (train.patience, position.validations_since_best),
     )
     return any(limit is not None and value >= limit for limit, value in reached)

@@ -1,0 +1,77 @@
+"""What one forecast reads, and what evaluation after training is given."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import evaluate
+import train
+from aqnet import config as configs
+from aqnet.checkpoint import files as checkpoint_files
+from aqnet.checkpoint.files import Loaded
+from aqnet.config import Config
+from aqnet.data.dataset import open_stores
+from aqnet.data.layout import Layout
+from aqnet.errors import AqnetError
+from tests.data.test_dataset import STATISTICS, normalised
+from tests.data.worlds import config, grid, hour, write_both
+
+
+def trained(folder: Path, settings: Config, layout: bool = True) -> evaluate.Trained:
+    """A checkpoint without weights that was trained on the stores of `settings`."""
+    kept = Layout.of(open_stores(settings)[0])
+    state = {"config": configs.to_dict(settings), "statistics": STATISTICS.to_dict()}
+    tensors = kept.tensors() if layout else {"grid": kept.tensors()["grid"]}
+    path = folder / "step_00000001"
+    checkpoint_files.write(path, {"model": {}, **tensors}, {}, {**state, **kept.words()})
+    loaded: Loaded = checkpoint_files.read(path)
+    return evaluate.Trained(loaded, settings, STATISTICS)
+
+
+def test_a_forecast_needs_only_the_stores_of_its_hours(tmp_path: Path):
+    write_both(tmp_path)
+    settings = config(tmp_path, lead_times=[3, 24])
+    checkpoint = trained(tmp_path, settings)
+    shutil.rmtree(tmp_path / "2016.zarr")
+    last = hour("2015-12-31T22")  # both its targets lie in the year that is gone
+    item = evaluate.reader_at(last, None, checkpoint).item(last)
+    np.testing.assert_allclose(item.fields[0], normalised("pm25", last), rtol=1e-5)
+    assert item.targets.isnan().all() and not item.mask.any()
+    with pytest.raises(AqnetError, match=r"2016\.zarr: no such store"):
+        evaluate.reader_at(hour("2016-01-01T02"), None, checkpoint)
+
+
+def test_a_checkpoint_knows_grid_channels_units_and_static_fields_of_its_stores(tmp_path: Path):
+    write_both(tmp_path)
+    checkpoint = trained(tmp_path, config(tmp_path))
+    known = Layout.of_checkpoint(checkpoint.loaded)
+    store = Layout.of(open_stores(checkpoint.config)[0])
+    assert known is not None
+    assert (known.names, known.units) == (store.names, store.units)
+    assert known.static.keys() == store.static.keys() == {"elevation", "lat2d", "lon2d"}
+    for name, field in store.static.items():
+        np.testing.assert_array_equal(known.static[name], field)
+        assert known.static[name].dtype == field.dtype
+    assert torch.equal(known.grid.mask, grid().mask)
+    older = trained(tmp_path / "older", config(tmp_path), layout=False)
+    assert Layout.of_checkpoint(older.loaded) is None
+
+
+def test_evaluation_after_training_takes_the_runs_stores_and_validations_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The best checkpoint may be older than a move of the stores; the config of the run is not."""
+    settings = config(tmp_path)
+    settings = configs.from_dict(
+        {**configs.to_dict(settings), "run_dir": str(tmp_path), "validation": {"micro_batch": 3}},
+        "test",
+    )
+    given = []
+    monkeypatch.setattr(evaluate, "evaluate", lambda options, device: given.append(options))
+    train.evaluate_once(settings, torch.device("cpu"))
+    (options,) = given
+    assert (options.checkpoint, options.config) == (str(tmp_path), str(tmp_path / "config.yaml"))
+    assert options.micro_batch == 3
