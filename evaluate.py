@@ -49,9 +49,10 @@ def main() -> int:
     with distributed.by_first_process():
         options = command_line().parse_args()
         check(options)
-        if options.compare:
+    if options.compare:
+        if distributed.is_first_process():
             compare.run(*map(Path, (*options.compare, options.output)))
-            return 0
+        return 0
     device = distributed.start(TIMEOUT_SECONDS)
     try:
         with distributed.explained():
@@ -260,9 +261,8 @@ def scorer_of(
         config.data.lead_times,
         baselines.months_of(dataset.times[:, None] + np.array(config.data.lead_times)),
     )
-    return run.Scorer(
-        config, grid, statistics, simple, dataset.reader.observed, regions, others, observed
-    )
+    besides = run.Besides(regions, others, observed)
+    return run.Scorer(config, grid, statistics, simple, dataset.reader.observed, besides)
 
 
 def samples_scored(options: argparse.Namespace, config: Config) -> dict[str, Any]:

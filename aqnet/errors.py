@@ -26,7 +26,7 @@ def at_least(minimum: int) -> Callable[[str], int]:
     """A `type` of argparse: whole numbers from `minimum` on."""
 
     def number(text: str) -> int:
-        if not text.lstrip("-").isdecimal() or int(text) < minimum:
+        if not text.removeprefix("-").isdecimal() or int(text) < minimum:
             raise argparse.ArgumentTypeError(f"{text!r}: expected a number of at least {minimum}")
         return int(text)
 

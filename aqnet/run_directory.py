@@ -156,19 +156,19 @@ def keep_config(path: Path, config: Config, loaded: Loaded | None) -> None:
     file = path / "config.yaml"
     if loaded is not None:
         before, origin = loaded.state["config"], str(loaded.path)
-        way_out = "undo these changes to continue it, or choose another run_dir"
+        advice = "undo these changes to continue it, or choose another run_dir"
     elif file.exists():
         before, origin = configs.to_dict(configs.load(file)), str(file)
-        way_out = (
+        advice = (
             "that run has no checkpoint: remove this file to start anew with the changes, undo "
             "them, or choose another run_dir"
         )
     else:
-        before, origin, way_out = configs.to_dict(config), "", ""
+        before, origin, advice = configs.to_dict(config), "", ""
     changes = configs.changes_forbidden_on_continuation(before, configs.to_dict(config))
     if changes:
         raise AqnetError(
-            f"{origin}: is of a run with another config ({'; '.join(changes)}); {way_out}"
+            f"{origin}: belongs to a run with another config ({'; '.join(changes)}); {advice}"
         )
     replace_text(file, configs.to_yaml(config))
 

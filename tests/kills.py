@@ -65,9 +65,9 @@ class Board:
         return noted
 
     def counted(self, function: Callable[..., Any]) -> Any:
-        def noted(run: loop.Run, *arguments: Any) -> Any:
+        def noted(run: loop.TrainingRun, *arguments: Any) -> Any:
             result = function(run, *arguments)
-            self._memory[:4] = struct.pack("i", run.progress.global_step)
+            self._memory[:4] = struct.pack("i", run.state.position.global_step)
             self._memory[_STARTED] = 1
             return result
 
@@ -100,7 +100,7 @@ def rank_of(rank: int, size: int, port: int, arguments: list[str], out: Path, bo
         loop._step = board.counted(loop._step)
         write = checkpoint.Checkpoints._write
         checkpoint.Checkpoints._write = board.inside(write, _WRITING)  # type: ignore[method-assign]
-        for name in ("_write_tensors", "_write_text", "_verified_state", "_rename_over"):
+        for name in ("_write_tensors", "_write_text", "_verified_state", "replace_folder"):
             setattr(checkpoint_files, name, slowed(getattr(checkpoint_files, name)))
     finish()
 

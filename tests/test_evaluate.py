@@ -1,7 +1,9 @@
 """What one forecast reads, and what evaluation after training is given."""
 
+import gc
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,3 +77,18 @@ def test_evaluation_after_training_takes_the_runs_stores_and_validations_batches
     (options,) = given
     assert (options.checkpoint, options.config) == (str(tmp_path), str(tmp_path / "config.yaml"))
     assert options.micro_batch == 3
+
+
+def test_the_training_state_is_gone_when_the_run_is_evaluated(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    left = []
+
+    def count(*arguments: object) -> None:
+        left.append([each for each in gc.get_objects() if isinstance(each, torch.optim.AdamW)])
+
+    monkeypatch.setattr(evaluate, "evaluate", count)
+    settings = {**tiny["train"], "max_steps": 1, "evaluate_after_training": True}
+    tree = {**tiny, "run_dir": str(tmp_path / "run"), "train": settings}
+    train.train(configs.from_dict(tree, "test"), torch.device("cpu"), 0)
+    assert left == [[]]

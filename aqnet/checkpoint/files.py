@@ -148,7 +148,7 @@ def find(path: Path) -> Path:
 
 
 class _HashingFile:
-    """A file for torch.save that knows the SHA-256 of what it was told to write."""
+    """A file for torch.save that knows the SHA-256 of what was written to it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file

@@ -1,7 +1,7 @@
 """The checkpoints of a run: copied, written in the background, retained, found again.
 
-Beside the directories `step_00001234` (`checkpoint_files.py` says what is in them) stand the
-one-line files `latest` and `best`, which hold such a name.
+Beside the directories `step_00001234` (`files.py` says what is in them) are the one-line files
+`latest` and `best`, which hold such a name.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ from aqnet import distributed
 from aqnet.checkpoint.files import STEP, Damaged, Loaded, plain_json, read, write
 from aqnet.errors import AqnetError, one_line
 from aqnet.files import replace_text
-
-__all__ = ["Checkpoints", "Damaged", "Loaded", "read", "write"]
 
 _NEWEST_KEPT = 2  # a damaged newest one needs one before it
 

@@ -21,7 +21,7 @@ from aqnet.distributed.collectives import (
     world_size,
     wrap,
 )
-from aqnet.distributed.launch import by_first_process
+from aqnet.distributed.launch import by_first_process, is_first_process
 
 __all__ = [
     "any_rank",
@@ -33,6 +33,7 @@ __all__ = [
     "exchange_seconds",
     "explained",
     "gather_objects",
+    "is_first_process",
     "is_main",
     "no_sync",
     "num_nodes",

@@ -22,11 +22,16 @@ from aqnet.errors import AqnetError
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
+def is_first_process() -> bool:
+    """Whether torchrun made this process rank 0, before the processes have found each other."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextlib.contextmanager
 def by_first_process() -> Iterator[None]:
     """Inside, before the processes have found each other, only rank 0 prints: help and errors of
     the command line are read once, not by every process of torchrun."""
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_process():
         yield
         return
     nowhere = io.StringIO()

@@ -41,6 +41,20 @@ class Item(NamedTuple):
     at_stations: NDArray[np.float32] | None
 
 
+class Besides(NamedTuple):
+    """What is scored besides the model and the simple forecasts over the whole domain.
+
+    Attributes:
+        regions: further parts of the domain, bool [H, W].
+        others: further forecasts; those that lack pairs are compared in a subset of their own.
+        observations: at stations, at which all forecasts are scored as well.
+    """
+
+    regions: dict[str, Flags]
+    others: Sequence[ExternalForecast] = ()
+    observations: Observations | None = None
+
+
 class Scorer:
     """Sums over samples on rank 0; every rank scores its own batches."""
 
@@ -51,17 +65,10 @@ class Scorer:
         statistics: Statistics,
         baselines: Baselines,
         observed: Callable[[int], NDArray[np.float32]],
-        regions: dict[str, Flags],
-        others: Sequence[ExternalForecast] = (),
-        observations: Observations | None = None,
+        besides: Besides,
     ) -> None:
-        """
-        Args:
-            observed: targets [T, H, W] at an input time, physical, NaN where missing.
-            regions: further parts of the domain, bool [H, W], besides `all` of it.
-            others: further forecasts; those that lack pairs are compared in a subset of their own.
-            observations: at stations, at which all forecasts are scored as well.
-        """
+        """`observed`: targets [T, H, W] at an input time, physical, NaN where missing."""
+        regions, others, observations = besides
         self.config, self.baselines = config, baselines
         self.observed, self.others = observed, tuple(others)
         self.grid, self.cells = grid, grid.mask.numpy()
@@ -161,7 +168,7 @@ def score_all(
     total: int,
     keep: Callable[[Batch, Tensor], None] | None = None,
 ) -> None:
-    """Forecast and score every batch of every rank; the sums come together on rank 0.
+    """Forecast and score every batch of every rank; the sums are added up on rank 0.
 
     Args:
         loader: this rank's batches: batch j of all, in time order, goes to rank j mod world_size.

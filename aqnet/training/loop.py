@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +17,7 @@ from aqnet.batch import Batch
 from aqnet.checkpoint import Checkpoints, Loaded
 from aqnet.config import Config, to_yaml
 from aqnet.errors import AqnetError
+from aqnet.run_directory import RunDirectory
 from aqnet.training.optimizer import MovingAverage, make_optimizer, set_learning_rate
 from aqnet.training.position import Position, is_finished
 from aqnet.training.reporter import Reporter
@@ -29,15 +29,6 @@ from aqnet.training.step import (
     warm_up,
 )
 from aqnet.training.validation import ValidationData, validate
-
-
-class Directory(Protocol):
-    """What the loop uses of `aqnet.run_directory.RunDirectory`."""
-
-    path: Path
-
-    def stop_requested(self) -> bool:
-        """Whether this rank was asked to stop."""
 
 
 class Sampler(Protocol):
@@ -94,7 +85,7 @@ class TrainingRun:
     validation: ValidationData
     reporter: Reporter
     checkpoints: Checkpoints
-    directory: Directory
+    directory: RunDirectory
     constants: Constants
     drawn_at: int = 0
     clock: float = 0.0

@@ -75,7 +75,7 @@ class StepResult(NamedTuple):
 
 
 def seed_micro_batch(seed: int, step: int, micro_step: int) -> None:
-    """Make this rank's random numbers of a micro-batch a function of where it stands."""
+    """Make this rank's random numbers of a micro-batch a function of step and rank."""
     where = np.random.SeedSequence((seed, step, micro_step, distributed.rank()))
     number = int(where.generate_state(1, np.uint64)[0])
     # torch.manual_seed walks through every backend there might be, which takes 0.4 ms

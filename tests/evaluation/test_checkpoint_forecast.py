@@ -101,7 +101,7 @@ def test_config_of_another_version_opens_and_what_it_holds_is_named(
         lines,
         [
             "model.magic is no key of this version; it is left out",
-            "train.loss is 'mae'; expected mse or huber; it is left out",
+            "train.loss is 'mae'; expected mse or huber (did you mean mse?); it is left out",
             "train.gone is no key of this version; it is left out",
             "train.learning_rate must be positive, found -1.0; it is kept",
         ],

@@ -80,7 +80,7 @@ def batches() -> Iterator[tuple[Batch, torch.Tensor]]:
 
 def scored(simple: baselines.Baselines, others: tuple[ExternalForecast, ...] = ()) -> run.Scorer:
     regions = {"north": GRID.lat.numpy() > 40}
-    scorer = run.Scorer(CONFIG, GRID, STATISTICS, simple, truth_at, regions, others)
+    scorer = run.Scorer(CONFIG, GRID, STATISTICS, simple, truth_at, run.Besides(regions, others))
     for batch, forecast in batches():
         for item in scorer.score(batch, forecast):
             scorer.add(item)

@@ -106,7 +106,9 @@ def test_scores_agree_with_a_loop_over_hand_interpolated_forecasts(tmp_path: Pat
     lines += [f"B,50,103,{time(hour)},pm25,50" for hour in WANTED[::2]]
     found = stations.read(write(tmp_path / "s.csv", *lines), CONFIG, GRID, WANTED)
     others = (ExternalForecast(),)
-    scorer = run.Scorer(CONFIG, GRID, STATISTICS, fitted(), truth_at, {}, others, found)
+    scorer = run.Scorer(
+        CONFIG, GRID, STATISTICS, fitted(), truth_at, run.Besides({}, others, found)
+    )
     for batch, forecast in batches():
         for item in scorer.score(batch, forecast):
             scorer.add(item)

@@ -113,7 +113,7 @@ def _summary(whole: Rows) -> str:
 def _facts(values: dict[str, Any]) -> str:
     """Names and values in running text; what is not set is left out."""
     items = [
-        f"<span><i>{html.escape(key.replace('_', ' '))}</i> {html.escape(_said(value))}</span>"
+        f"<span><i>{html.escape(key.replace('_', ' '))}</i> {html.escape(_text(value))}</span>"
         for key, value in values.items()
         if value is not None and value != {} and value != []
     ]
@@ -178,7 +178,7 @@ def _scores(pollutant: str, whole: Rows) -> str:
     lines = [
         [
             f"<td>{row['lead_time_hours']} h</td>",
-            *(f"<td>{_said(row[key])}</td>" for key in _COLUMNS),
+            *(f"<td>{_text(row[key])}</td>" for key in _COLUMNS),
         ]
         for row in whole
         if row["pollutant"] == pollutant and row["forecast"] == "aqnet"
@@ -211,13 +211,13 @@ def _skill(row: dict[str, Any]) -> str:
     return f'<td class="{kind} one">{value:.3f}{limits}</td>'
 
 
-def _said(value: Any) -> str:
+def _text(value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, list | tuple):
-        return ", ".join(_said(item) for item in value)
+        return ", ".join(_text(item) for item in value)
     if isinstance(value, dict):
-        return "; ".join(f"{key}: {_said(item)}" for key, item in value.items())
+        return "; ".join(f"{key}: {_text(item)}" for key, item in value.items())
     if isinstance(value, float):
         return f"{value:.3f}" if abs(value) >= 0.1 else f"{value:.3g}"
     return str(value)

@@ -1,4 +1,4 @@
-"""What a scored model leaves behind: tables, sums per day, stations, pictures, the report."""
+"""Writes the results of an evaluation: tables, sums per day, stations, pictures, the report."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def training_history(path: Path) -> list[dict[str, Any]]:
 
 
 def can_draw(wanted: bool) -> bool:
-    """Whether to draw; where matplotlib is missing, that is said."""
+    """Whether to draw; prints that matplotlib is missing where that is why not."""
     missing = importlib.util.find_spec("matplotlib") is None
     if missing and wanted:
         print("no pictures, because matplotlib is missing: pip install 'aqnet[maps]'", flush=True)

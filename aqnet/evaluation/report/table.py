@@ -131,8 +131,8 @@ def _skill_lines(table: list[dict[str, Any]], subset: str) -> list[str]:
         ours = group["aqnet"]
         skill = ours["skill_best_simple"]
         beaten += skill is not None and skill > 0
-        said = "" if skill is None else f"  {skill:6.3f}  {ours['best_simple']}"
-        lines.append(f"{name:8s}{ours['unit']:8s}{lead:4d}h{''.join(errors)}{said}")
+        best = "" if skill is None else f"  {skill:6.3f}  {ours['best_simple']}"
+        lines.append(f"{name:8s}{ours['unit']:8s}{lead:4d}h{''.join(errors)}{best}")
     lines.append(f"aqnet is better than the best simple forecast in {beaten} of {len(groups)}")
     return lines
 

@@ -32,7 +32,7 @@ from aqnet.evaluation.daily_sums import Daily
 from aqnet.evaluation.report import table
 
 BASE = "base"
-SCRIPTS = Path(aqnet.__file__).resolve().parents[1]  # train.py and evaluate.py stand there
+SCRIPTS = Path(aqnet.__file__).resolve().parents[1]  # train.py and evaluate.py are there
 REFERENCE = "damped_anomaly"  # of the table after each run
 Done = dict[str, dict[int, Daily]]  # by variant and seed
 
@@ -270,10 +270,10 @@ def verdicts(rows: list[dict[str, Any]]) -> str:
     ]
     for row in (row for row in rows if row["pollutant"] == "all"):
         change, low, high = row["rmse_change_percent"], row["low"], row["high"]
-        said = "better" if high < 0 else "worse" if low > 0 else "no difference shown"
-        said = said if low <= high else "no interval: too few days"
+        verdict = "better" if high < 0 else "worse" if low > 0 else "no difference shown"
+        verdict = verdict if low <= high else "no interval: too few days"
         each = ", ".join(f"{row[key]:+.2f}" for key in row if key.startswith("seed"))
         values = f"{change:+6.2f} % ({low:+.2f} to {high:+.2f})"
         lead = row["lead_time_hours"]
-        lines.append(f"{row['variant']:24s}{lead:4d} h  {values}  {said}; by seed {each}")
+        lines.append(f"{row['variant']:24s}{lead:4d} h  {values}  {verdict}; by seed {each}")
     return "\n".join(lines)
