@@ -18,19 +18,14 @@ from aqnet.batch import Batch, Statistics
 from aqnet.checkpoint import files as checkpoint_files
 from aqnet.checkpoint.files import Loaded
 from aqnet.config import Config, periods
-from aqnet.data.dataset import (
-    Fields,
-    ForecastDataset,
-    ItemReader,
-    TimeIndex,
-    open_stores,
-    target_fields,
-)
+from aqnet.data.dataset import ForecastDataset, target_fields
+from aqnet.data.items import ItemReader
 from aqnet.data.layout import Layout
 from aqnet.data.loader import collate, loader
+from aqnet.data.record import Fields, TimeIndex, open_stores
 from aqnet.data.regridding import analysis
 from aqnet.data.sampler import EvaluationSampler
-from aqnet.data.sources import forecast_files
+from aqnet.data.sources import forecast_files, limits
 from aqnet.data.store import Store
 from aqnet.distributed import say
 from aqnet.errors import AqnetError, at_least
@@ -97,8 +92,8 @@ def command_line() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--stations",
-        metavar="CSV",
-        help="score at stations as well: id, lat, lon, time, pollutant, value",
+        metavar="CSV[,CSV]",
+        help="score at stations as well: id, lat, lon, time, pollutant, value, or OpenAQ's, EEA's",
     )
     parser.add_argument(
         "--compare",
@@ -173,8 +168,10 @@ def reader_at(hour: int, source: str | None, trained: Trained) -> ItemReader:
         fields: Fields = analysis.Analysis(source, trained.config, layout)
     else:
         years = {periods.year_of(hour + earlier) for earlier in data.history_hours}
-        later = {periods.year_of(hour + lead) for lead in data.lead_times}
-        known = {year for year in later if (Path(data.stores) / f"{year}.zarr").exists()}
+        others = [hour + lead for lead in data.lead_times]
+        others += [hour - 24 * days for days in data.recent_days]
+        helpful = {periods.year_of(other) for other in others}
+        known = {year for year in helpful if (Path(data.stores) / f"{year}.zarr").exists()}
         stores = stores_of(trained, sorted(years | known))
         layout, fields = Layout.of(stores[0]), TimeIndex(stores)
     reader = ItemReader(trained.config, trained.statistics, layout, fields)
@@ -252,17 +249,25 @@ def scorer_of(
     grid, on_main = dataset.grid, distributed.on_main
     regions = on_main(partial(run.read_regions, options.regions, grid.mask.numpy()))
     others = [external_forecast(text, dataset) for text in options.forecast_file]
-    observed = on_main(partial(stations.read_if, options.stations, config, grid, dataset.times))
+    observed = on_main(
+        partial(stations.read_if, options.stations, config, grid, dataset.times, limits.in_our_unit)
+    )
     say("fitting the simple forecasts on the training split")
+
+    def known(time: int) -> baselines.Observed:
+        return baselines.Observed(dataset.reader.observed(time), dataset.reader.wind(time))
+
+    training = ForecastDataset(config, "train", statistics, stores).times
     simple = baselines.fit(
         partial(target_fields, config, stores, "train"),
-        grid.mask.numpy(),
-        len(config.data.targets),
+        run.drawn(training, baselines.TIMES, seed=0),
+        known,
+        grid,
         config.data.lead_times,
         baselines.months_of(dataset.times[:, None] + np.array(config.data.lead_times)),
     )
     besides = run.Besides(regions, others, observed)
-    return run.Scorer(config, grid, statistics, simple, dataset.reader.observed, besides)
+    return run.Scorer(config, grid, statistics, simple, known, besides)
 
 
 def samples_scored(options: argparse.Namespace, config: Config) -> dict[str, Any]:
@@ -280,7 +285,7 @@ def samples_scored(options: argparse.Namespace, config: Config) -> dict[str, Any
 def external_forecast(option: str, dataset: ForecastDataset) -> forecasts.ExternalForecast:
     """The forecast of NAME=PATH."""
     name, _, path = option.partition("=")
-    if not re.fullmatch(r"[\w.-]+", name) or not path or name in run.FORECASTS:
+    if not re.fullmatch(r"[\w.-]+", name) or not path or name in ("aqnet", *baselines.SIMPLE):
         raise AqnetError(f"--forecast-file {option!r}: expected NAME=PATH, NAME not one of aqnet's")
     config, grid = dataset.config, dataset.grid
     files = distributed.on_main(partial(forecast_files.ForecastFiles, path, config))

@@ -22,15 +22,18 @@ from aqnet.batch import Statistics
 from aqnet.checkpoint import Checkpoints, Loaded
 from aqnet.checkpoint import files as checkpoint_files
 from aqnet.config import Config
+from aqnet.data import first_forecast
 from aqnet.data import statistics as data_statistics
-from aqnet.data.dataset import ForecastDataset, open_stores
+from aqnet.data.dataset import ForecastDataset
 from aqnet.data.loader import collate, loader
+from aqnet.data.record import open_stores
 from aqnet.data.sampler import EMPTY_ITEM, EvaluationSampler, TrainSampler
 from aqnet.distributed import say
 from aqnet.errors import AqnetError
 from aqnet.model.climax import ClimaX
 from aqnet.model.weights import transfer
-from aqnet.plan import formulas, network
+from aqnet.plan import network
+from aqnet.plan.flops import item_flops
 from aqnet.run_directory import RunDirectory, keep_config
 from aqnet.training import loop
 from aqnet.training.calibration import check_times
@@ -158,7 +161,7 @@ def assemble(
     data = open_data(config, loaded, origin)
     model = make_model(config, data, loaded, origin, device)
     state = loop.start(config, model, loaded, device)
-    extent = formulas.Size(*data.training.grid.shape, len(model.tokens), hours=0)
+    flops = item_flops(model, config) if distributed.is_main() else 0.0  # which alone reports
     layout = data.training.reader.layout
     words = {
         "config": configs.to_dict(config),
@@ -170,7 +173,7 @@ def assemble(
         state,
         training_data(config, data.training),
         validation_data(config, data),
-        Reporter(state, formulas.item_flops(config, extent)),
+        Reporter(state, flops),
         checkpoints,
         directory,
         loop.Constants(words, layout.tensors()),
@@ -209,9 +212,11 @@ def make_model(
     """The model on `device`; without a checkpoint with its first weights."""
     torch.manual_seed(config.seed)
     model = ClimaX(config, data.training.grid, data.statistics).to(device)
-    if loaded is None and config.model.predict == "change":
-        rho = distributed.on_main(partial(data_statistics.initial_rho, data.training))
-        model.set_rho(rho)
+    if loaded is None and (config.model.predict == "change" or config.model.transport != "off"):
+        first = distributed.on_main(partial(first_forecast.fit, data.training, device))
+        if config.model.transport != "off":
+            say(str(first))
+        model.start_from(*first)
     if origin is not None:
         for line in transfer.take_weights(model, config, origin).lines():
             say(f"{origin.path}: {line}")

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from aqnet.config import channel
 from aqnet.errors import AqnetError
 
 
@@ -59,7 +60,9 @@ class Forecast(NamedTuple):
 class Statistics:
     """Mean and standard deviation of each variable in its physical unit.
 
-    `names` holds plain variable names; `NAME@-24h` shares the numbers of NAME.
+    `names` holds plain variable names. `NAME@-24h` and `NAME@+12h` share the numbers of NAME;
+    `NAME@mean7d`, a difference from NAME, has mean 0 and NAME's standard deviation, so that the two
+    can be added.
     """
 
     names: tuple[str, ...]
@@ -73,11 +76,10 @@ class Statistics:
             KeyError: a name has no statistics.
         """
         at = {name: position for position, name in enumerate(self.names)}
-        rows = [at[name.partition("@")[0]] for name in names]
-        return (
-            torch.tensor([self.mean[row] for row in rows], dtype=torch.float64),
-            torch.tensor([self.std[row] for row in rows], dtype=torch.float64),
-        )
+        channels = [channel(name) for name in names]
+        mean = [0.0 if part.days else self.mean[at[part.variable]] for part in channels]
+        std = [self.std[at[part.variable]] for part in channels]
+        return torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
 
     def to_dict(self) -> dict[str, dict[str, float]]:
         """`{name: {"mean": ..., "std": ...}}`, as stored in statistics.json and in checkpoints."""

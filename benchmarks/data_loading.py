@@ -1,4 +1,5 @@
-"""Reading samples: aqnet's stores beside xarray on the AQ_NET2 layout; codecs, shards, `prepare`.
+"""Reading samples: aqnet's stores beside xarray on the AQ_NET2 layout; what weather to come costs;
+codecs, shards, `prepare`.
 
     python -m benchmarks.data_loading [--quick] [--json FILE]
 
@@ -31,10 +32,12 @@ from torch.nn.functional import interpolate
 from aqnet import config as configs
 from aqnet.config import Config
 from aqnet.data import statistics, store, synthetic
-from aqnet.data.dataset import ForecastDataset, open_stores
+from aqnet.data.dataset import ForecastDataset
 from aqnet.data.loader import loader
 from aqnet.data.prepare import run as prepare
+from aqnet.data.prepare import shards as writing
 from aqnet.data.prepare import store_writer
+from aqnet.data.record import open_stores
 from aqnet.data.sampler import EvaluationSampler
 from aqnet.data.store import Store
 
@@ -44,6 +47,13 @@ STATICS = ("elevation", "population")
 TARGETS = ("pm25", "pm10", "so2", "no2", "co", "o3")
 VARIABLES = ("u", "v", "temp", "rh", "psfc", "pm10", "so2", "no2", "co", "o3", "pm25", *STATICS)
 DYNAMIC = VARIABLES[:11]
+LEADS = [12, 24, 48, 96]
+WEATHER = {"weather": list(VARIABLES[:5]), "weather_hours": [6, 12, 18, 24, 36, 48, 72, 96]}
+ITEMS: dict[str, dict[str, Any]] = {
+    "without weather": {},
+    "5 variables at 8 hours": WEATHER,
+    "the same, and means of 1, 2 and 4 days": {**WEATHER, "recent_days": [1, 2, 4]},
+}
 CODECS: dict[str, Any] = {
     "zstd 1": numcodecs.Zstd(level=1),
     "zstd 3": numcodecs.Zstd(level=3),
@@ -103,7 +113,9 @@ def _finer(fields: Array, shape: tuple[int, int]) -> Array:
     return finer.numpy().reshape(*fields.shape[:-2], *shape)
 
 
-def config_for(folder: Path, source: Path, resample: str, lead_times: list[int]) -> Config:
+def config_for(
+    folder: Path, source: Path, resample: str, lead_times: list[int], **data: Any
+) -> Config:
     """A config whose training days are the first five of the week."""
     tree = {
         "run_dir": str(folder / "run"),
@@ -120,6 +132,7 @@ def config_for(folder: Path, source: Path, resample: str, lead_times: list[int])
                 "validation": ["2015-01-06"],
                 "test": ["2015-01-07"],
             },
+            **data,
         },
         "train": {"max_steps": 1, "effective_batch": 2 * len(lead_times), "micro_batch": 2},
     }
@@ -166,18 +179,16 @@ def aqnet_reader(dataset: ForecastDataset) -> Callable[[int], object]:
 
 def zarr_reader(store: Store, leads: list[int]) -> Callable[[int], object]:
     """Reads the hours of one item with zarr-python."""
-    array: Any = zarr.open_group(store.path, mode="r")["fields"]
-    hours = [0, *leads]
-    return lambda call: [array[call % 24 + hour] for hour in hours]
+    group: Any = zarr.open_group(store.path, mode="r")
+    air, weather = group["air"], group["weather"]
+    return lambda call: [weather[call % 24], *(air[call % 24 + hour] for hour in (0, *leads))]
 
 
 def decompression(opened: Store, leads: list[int]) -> Callable[[int], object]:
     """Only decompresses the chunks of an item, which lie in memory."""
-    packed = []
-    for row in range(1 + len(leads)):
-        codec = CODECS["blosc lz4 5, bytes shuffled"]
-        packed.append(codec.encode(np.ascontiguousarray(opened.read(row))))
-    into = np.empty((len(opened.names), *opened.grid.shape), np.float32)
+    chunks = [opened.read(0, "weather"), *(opened.read(row, "air") for row in (0, *leads))]
+    packed = [CODECS["blosc lz4 5, bytes shuffled"].encode(chunk) for chunk in chunks]
+    into = np.empty_like(max(chunks, key=len))
     return lambda call: [numcodecs.blosc.decompress(chunk, into) for chunk in packed]
 
 
@@ -185,7 +196,7 @@ def reading(folder: Path, sources: dict[str, Path], quick: bool) -> list[dict[st
     """The table of readers, for one lead time and for four."""
     rows = []
     few, many = (6, 100) if quick else (30, 400)
-    for leads in ([24], [12, 24, 48, 96]):
+    for leads in ([24], LEADS):
         config = config_for(folder, sources["native"], "area", leads)
         stores = open_stores(config)
         dataset = ForecastDataset(config, "train", statistics.read(config, stores), stores)
@@ -204,6 +215,44 @@ def reading(folder: Path, sources: dict[str, Path], quick: bool) -> list[dict[st
         for name, took in times.items():
             rows.append({"lead times": len(leads), "reader": name, **took._asdict()})
     return rows
+
+
+def items(folder: Path, source: Path, quick: bool) -> list[dict[str, Any]]:
+    """What one item of four lead times reads and takes, in this process, without and with weather.
+
+    The variants take turns, so that what else the machine does meets all of them.
+    """
+    readers, rows = {}, []
+    for name, data in ITEMS.items():
+        config = config_for(folder, source, "area", LEADS, **data)
+        stores = open_stores(config)
+        dataset = ForecastDataset(config, "train", statistics.read(config, stores), stores)
+        readers[name] = aqnet_reader(dataset)
+        rows.append({"item": name, "bytes": configs.item_bytes(config.data, int(np.prod(MODEL)))})
+        rows[-1] |= {"packed": packed_bytes(readers[name], 20)}
+    rounds = [
+        {name: seconds(reader, 20) for name, reader in readers.items()}
+        for _ in range(5 if quick else 20)
+    ]
+    for row in rows:
+        for kind in ("wall", "cpu"):
+            row[kind] = float(np.median([getattr(took[row["item"]], kind) for took in rounds]))
+    return rows
+
+
+def packed_bytes(reader: Callable[[int], object], calls: int) -> float:
+    """Bytes of compressed chunks that a call decompresses, on average."""
+    sizes: list[int] = []
+    unpack = numcodecs.blosc.decompress
+
+    def noted(chunk: bytes, into: NDArray[Any]) -> object:
+        sizes.append(len(chunk))
+        return unpack(chunk, into)
+
+    with mock.patch.object(numcodecs.blosc, "decompress", noted):
+        for call in range(calls):
+            reader(call)
+    return sum(sizes) / calls
 
 
 def with_workers(dataset: ForecastDataset, items: int) -> float:
@@ -249,13 +298,13 @@ def shards(folder: Path, source: Path) -> list[dict[str, Any]]:
     block = np.stack([whole.read(row) for row in range(HOURS)])
     rows = []
     for hours in (12, 24, 48, 168):
-        with (
-            mock.patch.object(store, "HOURS_PER_SHARD", hours),
-            mock.patch.object(store_writer, "HOURS_PER_SHARD", hours),
-        ):
+        with contextlib.ExitStack() as stack:
+            for module in (store, store_writer, writing):
+                stack.enter_context(mock.patch.object(module, "HOURS_PER_SHARD", hours))
             writer = store_writer.create(
                 folder / f"shards{hours}.zarr",
-                names=whole.names,
+                weather=whole.channels["weather"],
+                air=whole.channels["air"],
                 units=whole.units,
                 time=whole.time,
                 grid=whole.grid,
@@ -311,6 +360,13 @@ def report(figures: dict[str, Any]) -> None:
                 f"{1 / row['wall']:10.1f}   {row['wall'] / ours['wall']:.2f} by the clock, "
                 f"{row['cpu'] / ours['cpu']:.2f} CPU"
             )
+    print(f"\nAn item with {len(LEADS)} lead times, {MODEL[0]}x{MODEL[1]}, one process")
+    for row in figures["items"]:
+        print(
+            f"  {row['item']:<40} {row['bytes'] / 1e6:5.1f} MB, "
+            f"{row['packed'] / 1e6:5.1f} MB packed, "
+            f"{1e3 * row['wall']:6.2f} ms by the clock, {1e3 * row['cpu']:6.2f} ms CPU"
+        )
     print(
         "\nCodecs, one hour of 11 variables at 128x256, CPU time, one thread, without the checksum"
     )
@@ -349,6 +405,7 @@ def main() -> None:
             sources[grid] = write_source(folder / grid, shape)
         figures: dict[str, Any] = {"prepare": preparing(folder, sources)}
         figures["reading"] = reading(folder, sources, options.quick)
+        figures["items"] = items(folder, sources["native"], options.quick)
         figures["codecs"] = codecs(sources["model"], options.quick)
         figures["shards"] = shards(folder, folder / "stores_area/2015.zarr")
     report(figures)

@@ -14,6 +14,7 @@ from aqnet import config as configs
 from aqnet.batch import Statistics
 from aqnet.config import Config
 from aqnet.grid import Grid
+from aqnet.model.bias import Places
 from aqnet.model.block import Block
 from aqnet.model.climax import ClimaX
 from aqnet.model.embedding import patch_pixels
@@ -147,7 +148,7 @@ def block_step(part: Part) -> tuple[Step, nn.Module]:
         plain = PlainBlock(config.model, terrain)
         plain.load_state_dict(block.state_dict())
         return lambda: plain(x, z.float()[None]).square().mean(), plain
-    return lambda: block(x, z).square().mean(), block
+    return lambda: block(x, Places(z.unsqueeze(0))).square().mean(), block
 
 
 def flops(part: Part) -> float:

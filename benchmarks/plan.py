@@ -1,4 +1,4 @@
-"""The planner beside what a run on this machine measures: step time, peak memory, all-reduce.
+"""The planner beside what a run on this machine measures: step time and peak memory.
 
     python -m benchmarks.plan [--quick] [--json FILE]
 
@@ -15,11 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-import torch
 import yaml
-
-from aqnet import distributed
-from aqnet.plan import network
 
 REPOSITORY = Path(__file__).parents[1]
 DAYS = {"train": "01-01/2015-01-12", "validation": "01-13/2015-01-18", "test": "01-19/2015-01-24"}
@@ -30,10 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="the demo alone, fewer steps")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--all-reduce", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.all_reduce:
-        return time_all_reduce(options.all_reduce)
     cases = {"demo, 32x64": ("demo.yaml", "32x64", 48)}
     if not options.quick:
         cases["lumi_800, 128x256"] = ("lumi_800.yaml", "128x256", 8)
@@ -52,29 +45,20 @@ def main() -> None:
 def compare(
     folder: Path, config: str, grid: str, batch: int, steps: int
 ) -> dict[str, tuple[float, float]]:
-    """Planned and measured seconds of a step, bytes of a process, seconds of an all-reduce."""
-    path = make_data(folder, config, grid, batch, steps)
-    plans = []
-    for processes in (1, 2):
-        target = folder / f"plan{processes}.json"
-        call("-m", "aqnet.plan", "--config", str(path), "--json", str(target),
-             "--gpus-per-node", str(processes))  # fmt: skip
-        plans.append(json.loads(target.read_text()))
+    """Planned and measured seconds of a step and bytes of a process."""
+    path, target = make_data(folder, config, grid, batch, steps), folder / "plan.json"
+    call("-m", "aqnet.plan", "--config", str(path), "--measure", "--json", str(target))
+    planned = json.loads(target.read_text())
     call("train.py", "--config", str(path))
     lines = [json.loads(line) for line in (folder / "run/metrics.jsonl").open()]
     trained = [line for line in lines if "items_per_second" in line][2:]
-    items = plans[0]["items_per_step"]
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-    size = plans[1]["all_reduce_bytes"]
-    said = call(*torchrun, "-m", "benchmarks.plan", "--all-reduce", str(int(size)))
-    step = plans[0]["step_seconds"]
+    rate = statistics.median(row["items_per_second"] for row in trained)
     return {
-        "step [s]": (step, items / statistics.median(row["items_per_second"] for row in trained)),
+        "step [s]": (planned["step_seconds"], planned["items_per_step"] / rate),
         "peak memory [MB]": (
-            sum(plans[0]["memory"].values()) / 1e6,
+            sum(planned["memory"].values()) / 1e6,
             1e3 * max(row["memory_gb"] for row in trained),
         ),
-        "all-reduce, 2 gloo [s]": (plans[1]["all_reduce_seconds"], float(said.split()[-1])),
     }
 
 
@@ -108,15 +92,6 @@ def call(*arguments: str) -> str:
     return subprocess.run(
         [sys.executable, *arguments], cwd=REPOSITORY, check=True, stdout=subprocess.PIPE, text=True
     ).stdout
-
-
-def time_all_reduce(size: int) -> None:
-    """Print the median seconds of an all-reduce of `size` bytes; run under torchrun."""
-    distributed.start(60.0)
-    seconds = [network.all_reduce_seconds(size, torch.device("cpu")) for _ in range(10)]
-    if distributed.is_main():
-        print(statistics.median(seconds))
-    distributed.stop()
 
 
 if __name__ == "__main__":

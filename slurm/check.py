@@ -21,11 +21,12 @@ from aqnet import config as configs
 from aqnet.checkpoint import files as checkpoint_files
 from aqnet.checkpoint.files import Loaded
 from aqnet.config import Config
-from aqnet.data import dataset, statistics
+from aqnet.data import record, statistics
 from aqnet.errors import AqnetError
-from aqnet.plan import formulas, machine
-from aqnet.plan import run as plan
-from aqnet.plan.run import size_text
+from aqnet.plan import machine
+from aqnet.plan.extent import extent_of
+from aqnet.plan.rehearsal import timed
+from aqnet.plan.run import plan, size_text
 from train import check_data
 
 KEPT_NEWEST, BEING_WRITTEN = 2, 1  # checkpoints on disk besides the best ones
@@ -143,7 +144,7 @@ class Check:
         """Whether all checkpoints that will stand at once fit."""
         train = self.config.train
         number = train.keep_best + KEPT_NEWEST + BEING_WRITTEN
-        needed = number * formulas.checkpoint_bytes(self.config, plan.size_of(self.config))
+        needed = number * self._plan["checkpoint_bytes"]
         place = Path(self.config.run_dir)
         while not place.exists():
             place = place.parent
@@ -161,11 +162,9 @@ class Check:
                 f"the time limit of {self.job.limit:.0f} s leaves nothing before the signal, "
                 f"{self.job.lead:.0f} s before it; give a longer --time"
             )
-        if self.job.gpus and self.preset == "local":
+        config, figures = self.config, self._plan
+        if figures["step_seconds"] is None:
             return "time: not planned, because SITE names no file that sets `preset`"
-        config, size = self.config, plan.size_of(self.config)
-        rates = plan.machine_for(config, size, self.preset)
-        figures = plan.plan(config, size, self.job.nodes, self.job.per_node, rates)
         needed = figures["step_seconds"] + figures["checkpoint_seconds"] + SPARE_SECONDS
         if self.job.lead and self.job.lead < needed:
             raise AqnetError(
@@ -173,7 +172,7 @@ class Check:
                 f"checkpoint and {SPARE_SECONDS} s to spare are {needed:.0f} s; give "
                 "--signal=B:USR1@SECONDS with more"
             )
-        each = f"time: {figures['step_seconds']:.3g} s a step by the plan for {rates.name}"
+        each = f"time: {figures['step_seconds']:.3g} s a step by the plan for {self._machine.name}"
         if config.train.max_steps is None:
             return f"{each}; train.max_steps is not set, so the whole is unknown"
         done = 0 if self._loaded is None else int(self._loaded.state["global_step"])
@@ -185,8 +184,21 @@ class Check:
         )
 
     @cached_property
+    def _machine(self) -> machine.Machine:
+        return machine.machine_of(None if self.preset == "local" else self.preset, self.config)
+
+    @cached_property
+    def _plan(self) -> dict[str, Any]:
+        """The figures of `aqnet.plan`; without a preset, a job without GPUs is timed here."""
+        extent = extent_of(self.config)
+        here = self._machine.rates is None and not self.job.gpus
+        measured = timed(self.config, extent.grid) if here else None
+        job = self.job
+        return plan(self.config, extent, job.nodes, job.per_node, self._machine, measured)
+
+    @cached_property
     def _stores(self) -> list[Any]:
-        return list(dataset.open_stores(self.config))
+        return list(record.open_stores(self.config))
 
     @cached_property
     def _loaded(self) -> Loaded | None:
@@ -202,7 +214,7 @@ def main() -> int:
     parser.add_argument("--config", required=True)
     parser.add_argument("--script", type=Path, required=True, help="the batch script")
     parser.add_argument("--nproc", type=int, help="processes per node (default: its GPUs)")
-    parser.add_argument("--preset", choices=machine.PRESETS, default="local")
+    parser.add_argument("--preset", choices=("local", *machine.PRESETS), default="local")
     parser.add_argument("--option", action="append", default=[], help="an option of sbatch")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     options = parser.parse_args()

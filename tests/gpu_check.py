@@ -18,9 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from aqnet import distributed
+from aqnet.model import bias
 from aqnet.model.attention import Attention
+from aqnet.model.bias import Places
+from aqnet.model.biased_attention import biased_attention
 from aqnet.model.climax import ClimaX
-from aqnet.model.terrain import terrain_attention
 from benchmarks import model_parts as parts
 from benchmarks.model_parts import Part
 from tests.model.builders import STATISTICS, config_of, grid, inputs
@@ -165,6 +167,10 @@ def terrain(device: torch.device) -> Iterator[Row]:
             yield Row(f"terrain, {name}, memory", f"{peak / 2**20:.0f} MiB", peak < square)
 
 
+def terrain_attention(q: Tensor, k: Tensor, v: Tensor, z: Tensor, *costs: Tensor) -> Tensor:
+    return biased_attention(q, k, v, bias.terrain(z.float(), *costs))
+
+
 def derived(attend: Callable[..., Tensor], operands: list[Tensor], seed: Tensor) -> list[Tensor]:
     leaves = [value.detach().requires_grad_(at != 3) for at, value in enumerate(operands)]
     out = attend(*leaves)
@@ -178,9 +184,9 @@ def windows(device: torch.device) -> Iterator[Row]:
     for has_terrain in (False, True):
         attention = Attention(96, 2, 0.0, has_terrain).to(device)
         x = torch.randn(2, 150, 96, device=device)
-        z = torch.linspace(0, 5, 150, device=device)
-        found = attention(x, z, window=64)
-        alone = [attention(x[:, n : n + 64], z[n : n + 64]) for n in range(0, 150, 64)]
+        z = torch.linspace(0, 5, 150, device=device).unsqueeze(0)
+        found = attention(x, Places(z), window=64)
+        alone = [attention(x[:, n : n + 64], Places(z[:, n : n + 64])) for n in range(0, 150, 64)]
         name = "windows with terrain" if has_terrain else "windows"
         yield against(name, [found], [torch.cat(alone, dim=1)], FP32)
 

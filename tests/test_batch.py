@@ -36,6 +36,8 @@ def test_statistics_come_in_the_order_asked_for_and_are_shared_by_earlier_hours(
     mean, std = statistics.of(("pm25", "u", "pm25@-24h"))
     assert mean.dtype == torch.float64
     assert mean.tolist() == [40.0, 0.1, 40.0] and std.tolist() == [25.0, 3.0, 25.0]
+    mean, std = statistics.of(("u@+12h", "pm25@mean7d"))
+    assert mean.tolist() == [0.1, 0.0] and std.tolist() == [3.0, 25.0]  # a mean less the value
     with pytest.raises(KeyError, match="so2"):
         statistics.of(("so2",))
 

@@ -32,6 +32,18 @@ def test_a_refused_path_is_one_line_and_status_2(
         assert capsys.readouterr().err == f"error: {below}: Not a directory\n"
 
 
+def test_a_negative_seed_is_one_line_and_status_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    output = tmp_path / "world"
+    monkeypatch.setattr(sys, "argv", ["command", "--output", str(output), "--seed", "-1"])
+    with pytest.raises(SystemExit) as status:
+        errors.run(synthetic.main)
+    assert status.value.code == 2
+    assert capsys.readouterr().err == "error: --seed -1: expected 0 or more\n"
+    assert not output.exists()
+
+
 @pytest.mark.parametrize(
     "error", [OSError(errno.ECONNRESET, "reset"), FileNotFoundError(errno.ENOENT, "none", "x")]
 )

@@ -15,8 +15,8 @@ from aqnet import config as configs
 from aqnet.checkpoint import files as checkpoint_files
 from aqnet.checkpoint.files import Loaded
 from aqnet.config import Config
-from aqnet.data.dataset import open_stores
 from aqnet.data.layout import Layout
+from aqnet.data.record import open_stores
 from aqnet.errors import AqnetError
 from tests.data.test_dataset import STATISTICS, normalised
 from tests.data.worlds import config, grid, hour, write_both

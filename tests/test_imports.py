@@ -13,8 +13,10 @@ BASE = {
 MAY_KNOW = {
     **dict.fromkeys(BASE, BASE),
     **{part: BASE | {part} for part in ("data", "model", "training", "evaluation")},
-    "plan": BASE | {"plan", "model"},
+    "plan": BASE | {"plan", "model", "training"},  # it tries a training step of the model
 }
+# it counts the memory of tensors, in one process, and uses no process group
+MEM_TRACKER = "torch.distributed._tools.mem_tracker.MemTracker"
 FILES = sorted(PACKAGE.rglob("*.py"))
 NAMES = [path.relative_to(PACKAGE).as_posix() for path in FILES]
 
@@ -46,9 +48,10 @@ def test_a_part_knows_only_itself_and_the_base(path: Path):
 
 @pytest.mark.parametrize("path", FILES, ids=NAMES)
 def test_torch_distributed_is_called_in_one_package(path: Path):
-    text = path.read_text()
-    if path.relative_to(PACKAGE).parts[0] != "distributed":
-        assert "torch.distributed" not in {".".join(name.split(".")[:2]) for name in imported(text)}
+    text, room = path.read_text(), path.relative_to(PACKAGE).parts[0]
+    if room != "distributed":
+        names = imported(text) - ({MEM_TRACKER} if room == "plan" else set())
+        assert "torch.distributed" not in {".".join(name.split(".")[:2]) for name in names}
         attributes = {
             ast.unparse(node)
             for node in ast.walk(ast.parse(text))
@@ -56,6 +59,25 @@ def test_torch_distributed_is_called_in_one_package(path: Path):
         }
         assert "torch.distributed" not in attributes
         assert not any("DistributedDataParallel" in name for name in imported(text) | attributes)
+
+
+READERS = {"xarray", "cf_xarray", "netCDF4", "cfgrib", "rioxarray"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_what_reads_other_peoples_files_is_imported_in_one_room(path: Path):
+    inside = path.relative_to(PACKAGE).parts[:2] == ("data", "sources")
+    used = {name.split(".")[0] for name in imported(path.read_text())} & READERS
+    assert inside or not used
+    if used:  # and there inside functions, so that training needs none of them
+        top = ast.parse(path.read_text()).body
+        names = {
+            name
+            for node in top
+            for name in imported(ast.unparse(node))
+            if isinstance(node, ast.Import | ast.ImportFrom)
+        }
+        assert not {name.split(".")[0] for name in names} & READERS
 
 
 def test_the_check_sees_imports_of_every_form():

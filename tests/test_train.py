@@ -204,7 +204,7 @@ def test_a_damaged_chunk_that_one_process_reads_ends_all_with_its_message(
 ):
     stores = tmp_path / "stores"
     shutil.copytree(tiny["data"]["stores"], stores)
-    shard = stores / "2015.zarr/fields/c/2/0/0/0"  # hours 96 to 143, in the training period
+    shard = stores / "2015.zarr/air/c/2/0/0/0"  # hours 96 to 143, in the training period
     damaged = bytearray(shard.read_bytes())
     damaged[len(damaged) // 2] ^= 255
     shard.write_bytes(damaged)

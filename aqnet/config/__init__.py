@@ -1,9 +1,9 @@
 """The configuration: YAML in, frozen dataclasses out, and what they must not hold."""
 
 from aqnet.config.batches import accumulation
+from aqnet.config.channels import STATIC_VARIABLES, Channel, channel
 from aqnet.config.continuation import changes_forbidden_on_continuation
 from aqnet.config.keys import (
-    STATIC_VARIABLES,
     Config,
     Data,
     Model,
@@ -16,9 +16,11 @@ from aqnet.config.keys import (
 )
 from aqnet.config.loading import from_checkpoint, from_dict, load, to_yaml
 from aqnet.config.reading import overridden, to_dict
+from aqnet.config.volume import item_bytes
 
 __all__ = [
     "STATIC_VARIABLES",
+    "Channel",
     "Config",
     "Data",
     "Model",
@@ -30,8 +32,10 @@ __all__ = [
     "Validation",
     "accumulation",
     "changes_forbidden_on_continuation",
+    "channel",
     "from_checkpoint",
     "from_dict",
+    "item_bytes",
     "load",
     "overridden",
     "to_dict",

@@ -27,11 +27,17 @@ _MAY_BE_ZERO = re.compile(
 )
 
 
+_FREE = {
+    *("data.history_hours", "data.missing_values", "data.utc_offset"),
+    *("model.terrain.blocks", "model.quantiles"),
+}
+
+
 def _wrong_numbers(config: Config) -> Iterator[str]:
-    """Every number is positive, save those that may be 0 and the lists with rules of their
+    """Every number is positive, save those that may be 0 or anything, or have rules of their
     own."""
     for key, value in flattened(to_dict(config)).items():
-        if key in ("data.history_hours", "model.terrain.blocks", "model.quantiles"):
+        if key in _FREE:
             continue
         for number in value if isinstance(value, list) else [value]:
             if type(number) not in (int, float):
@@ -50,17 +56,23 @@ def _wrong_numbers(config: Config) -> Iterator[str]:
 
 
 def _wrong_data(data: Data) -> Iterator[str]:
-    for key in ("variables", "targets", "lead_times", "history_hours", "split.train"):
+    needed = ("variables", "targets", "lead_times", "history_hours", "split.train")
+    for key in (*needed, "weather", "weather_hours", "recent_days"):
         values = attrgetter(key)(data)
-        if not values:
+        if key in needed and not values:
             yield f"data.{key} is empty"
         if len(set(values)) < len(values):
             yield f"data.{key} lists a value twice: {values}"
     if data.history_hours[0] != 0 or max(data.history_hours) != 0:
         yield f"data.history_hours must be 0 followed by negative hours, found {data.history_hours}"
+    for key in ("variables", "targets", "weather"):
+        for name in attrgetter(key)(data):
+            if "@" in name:
+                yield f"data.{key}: {name!r}: a name holds no @, which marks hours"
     for target in data.targets:
-        if target in STATIC_VARIABLES or "@" in target:
+        if target in STATIC_VARIABLES:
             yield f"data.targets: {target!r} cannot be a target"
+    yield from _wrong_weather(data)
     for key in ("train", "validation", "test"):
         try:
             periods.intervals(getattr(data.split, key))
@@ -69,14 +81,39 @@ def _wrong_data(data: Data) -> Iterator[str]:
     for name in data.static_files:
         if name not in ("elevation", "population"):
             yield f"data.static_files.{name}: known are elevation and population"
+    named = {name for source in data.sources for name in source.names}
     for name in data.units:
-        if name not in (*data.variables, *data.targets):
-            yield f"data.units.{name}: no such variable in data.variables and data.targets"
+        if name not in (*data.variables, *data.stored, *named):
+            yield f"data.units.{name}: no such variable in data.variables, weather and targets"
+    if abs(data.utc_offset) > 14:
+        yield f"data.utc_offset is in hours east of UTC, at most 14, found {data.utc_offset}"
     if (data.resample == "none") != (data.shape is None):
         yield (
             "data.shape is the grid to resample to: give it with data.resample area or bilinear, "
             "and leave it out with none"
         )
+
+
+def _wrong_weather(data: Data) -> Iterator[str]:
+    if bool(data.weather) != bool(data.weather_hours):
+        yield "data.weather and data.weather_hours go together: give both, or neither"
+    for name in data.weather:
+        if name in data.targets:
+            yield f"data.weather: {name!r} is a target; read after the input time it is the truth"
+        if name in STATIC_VARIABLES:
+            yield f"data.weather: {name!r} does not change with time; data.variables is its place"
+    for hours in data.weather_hours:
+        if hours > max(data.lead_times):
+            yield (
+                f"data.weather_hours: {hours} is beyond the longest of data.lead_times, "
+                f"{max(data.lead_times)}"
+            )
+    for target in data.targets if data.recent_days else ():
+        if target not in data.variables:
+            yield (
+                f"data.recent_days: the mean of {target!r} is given relative to its value, which "
+                "is not in data.variables; add it there"
+            )
 
 
 def _wrong_model(config: Config) -> Iterator[str]:
@@ -86,6 +123,9 @@ def _wrong_model(config: Config) -> Iterator[str]:
         yield f"model.embed_dim {model.embed_dim} is no multiple of {heads}"
     if model.scan == "wind" and not {"u", "v"} <= set(data.variables):
         yield "model.scan is wind, but data.variables lacks u or v; set model.scan: raster"
+    if model.transport != "off" and not {"u", "v"} <= set(data.variables):
+        lacks = "but data.variables lacks u or v; set model.transport: off"
+        yield f"model.transport is {model.transport}, {lacks}"
     if "elevation" not in data.variables:
         lacks = "but data.variables lacks elevation"
         if model.compatibility not in ("none", "aq_net2"):
@@ -106,6 +146,11 @@ def _wrong_model(config: Config) -> Iterator[str]:
                 f"model.predict is change, but the target {target!r} is not in data.variables; "
                 "add it there or set model.predict: value"
             )
+        if model.transport != "off" and target not in data.variables:
+            yield (
+                f"model.transport is {model.transport}, but the target {target!r} is not in "
+                "data.variables; add it there or set model.transport: off"
+            )
 
 
 def _wrong_quantiles(levels: tuple[float, ...]) -> Iterator[str]:
@@ -125,6 +170,7 @@ def _wrong_compatibility(model: Model) -> Iterator[str]:
         "lead_time_mode": "conditioned",
         "attention": "global",
         "predict": "value",
+        "transport": "off",
     }
     for key, value in needed.items():
         if getattr(model, key) != value:

@@ -1,4 +1,4 @@
-"""What a run that continues from its checkpoint may change."""
+"""What a run that continues from its checkpoint may change, and what older ones were."""
 
 from __future__ import annotations
 
@@ -16,10 +16,16 @@ _MAY_CHANGE = re.compile(
 )
 
 
+def as_trained(tree: dict[str, Any]) -> dict[str, Any]:
+    """The config of a checkpoint that may be older than some keys, whose defaults it was not
+    trained with."""
+    return {**tree, "model": {"transport": "off", **tree.get("model", {})}}
+
+
 def changes_forbidden_on_continuation(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Keys (with both values) in which two resolved configs differ though a run may not change
     them; data are compared by checksums elsewhere."""
-    before, after = flattened(old), flattened(new)
+    before, after = flattened(as_trained(old)), flattened(new)
     return [
         f"{key} ({before.get(key)!r} -> {after.get(key)!r})"
         for key in sorted(before.keys() | after.keys())

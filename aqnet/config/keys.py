@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from aqnet.config import periods
-
-STATIC_VARIABLES = ("lat2d", "lon2d", "elevation", "population")
+from aqnet.config.channels import STATIC_VARIABLES, Channel
 
 
 @dataclass(frozen=True)
@@ -42,14 +41,32 @@ class Data:
     split: Split
     lead_times: tuple[int, ...] = (12, 24, 48, 96)
     history_hours: tuple[int, ...] = (0,)
+    weather: tuple[str, ...] = ()
+    weather_hours: tuple[int, ...] = ()
+    recent_days: tuple[int, ...] = ()
     sources: tuple[Source, ...] = ()
     units: dict[str, str] = field(default_factory=dict)
+    missing_values: tuple[float, ...] = ()
+    utc_offset: int = 0
     static_files: dict[str, str] = field(default_factory=dict)
     mask_file: str | None = None
     winds: Literal["earth", "grid"] = "earth"
     resample: Literal["none", "area", "bilinear"] = "none"
     shape: tuple[int, int] | None = None
     dtype: Literal["float32", "float16"] = "float32"
+
+    @property
+    def stored_weather(self) -> tuple[str, ...]:
+        """Variables with a time that are no targets: the stores' `weather`."""
+        others = (*STATIC_VARIABLES, *self.targets)
+        return tuple(
+            name for name in dict.fromkeys((*self.variables, *self.weather)) if name not in others
+        )
+
+    @property
+    def stored(self) -> tuple[str, ...]:
+        """All variables with a time: `stored_weather`, then the targets, the stores' `air`."""
+        return (*self.stored_weather, *self.targets)
 
 
 @dataclass(frozen=True)
@@ -81,6 +98,7 @@ class Model:
     scan_embedding: bool = True
     regions: tuple[int, int] | None = None
     terrain: Terrain = Terrain()
+    transport: Literal["wind", "fields", "attention", "off"] = "wind"
     calendar: Literal["off", "day", "day_and_year"] = "day"
     predict: Literal["change", "value"] = "change"
     quantiles: tuple[float, ...] = ()
@@ -162,13 +180,19 @@ class Config:
     plan: Plan = Plan()
 
     @property
+    def input_channels(self) -> tuple[Channel, ...]:
+        """Channels of `Batch.fields`: `data.variables`, their earlier hours, weather to come, and
+        the means of the last days."""
+        data = self.data
+        moving = [name for name in data.variables if name not in STATIC_VARIABLES]
+        return (
+            *(Channel(name) for name in data.variables),
+            *(Channel(name, hours) for hours in data.history_hours if hours for name in moving),
+            *(Channel(name, hours) for hours in data.weather_hours for name in data.weather),
+            *(Channel(name, days=days) for days in data.recent_days for name in data.targets),
+        )
+
+    @property
     def input_variables(self) -> tuple[str, ...]:
-        """Channels of `Batch.fields`: `data.variables`, then NAME@-24h for each earlier hour."""
-        earlier = [
-            f"{name}@{hours}h"
-            for hours in self.data.history_hours
-            if hours != 0
-            for name in self.data.variables
-            if name not in STATIC_VARIABLES
-        ]
-        return (*self.data.variables, *earlier)
+        """Names of `input_channels`: pm25, pm25@-24h, u@+12h, pm25@mean7d."""
+        return tuple(channel.name for channel in self.input_channels)

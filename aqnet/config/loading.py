@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from aqnet.config.checks import problems
+from aqnet.config.continuation import as_trained
 from aqnet.config.keys import Config
 from aqnet.config.reading import build, dump, overridden, parse, readable, to_dict
 from aqnet.errors import AqnetError
@@ -51,7 +52,7 @@ def from_checkpoint(
     Raises:
         AqnetError: an override is wrong, or what cannot be read says what the model is.
     """
-    kept, wrong = readable(Config, tree)
+    kept, wrong = readable(Config, as_trained(tree))
     try:
         for problem in wrong:
             if problem.startswith(("data.", "model.")) and "is no key" not in problem:

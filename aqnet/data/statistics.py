@@ -8,15 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from aqnet.batch import Statistics
 from aqnet.config import STATIC_VARIABLES, Config, periods
-from aqnet.data.dataset import ForecastDataset
 from aqnet.data.moments import Moments, merged, moments
 from aqnet.data.prepare.store_writer import writing
-from aqnet.data.sources.view import dynamic_names
 from aqnet.data.store import Store
 from aqnet.errors import AqnetError
 from aqnet.files import replace_text
@@ -28,7 +24,7 @@ def compute(config: Config, stores: Sequence[Store]) -> Statistics:
     Raises:
         AqnetError: a variable has no value there.
     """
-    names = dynamic_names(config.data)
+    names = config.data.stored
     statics = tuple(name for name in config.data.variables if name in STATIC_VARIABLES)
     training = periods.intervals(config.data.split.train)
     parts = []
@@ -80,35 +76,10 @@ def read(config: Config, stores: Sequence[Store]) -> Statistics:
     for store in stores:
         if checksums.get(store.path.name) != store.checksum:
             raise AqnetError(f"{path}: made from another {store.path.name}; {again}")
-    for name in (*config.data.variables, *config.data.targets):
+    for name in (*config.data.variables, *config.data.stored):
         if name not in found.names:
             raise AqnetError(f"{path}: lacks the variable {name!r}; {again}")
     return found
-
-
-RHO_ITEMS = 512
-
-
-def initial_rho(dataset: ForecastDataset) -> Tensor:
-    """Slope through zero of each target on its value at the input time (DESIGN.md 3.6).
-
-    Returns:
-        sum(x y) / sum(x^2) of normalised values over the (cell, item) pairs of the domain in which
-        both are present, from at most 512 evenly spread items, 0 where there is no pair, float32,
-        shape [K, T]. Every target must be an input.
-    """
-    data = dataset.config.data
-    channels = [data.variables.index(name) for name in data.targets]
-    products = torch.zeros(len(data.lead_times), len(channels), dtype=torch.float64)
-    squares = torch.zeros_like(products)
-    sample = dataset.thinned(RHO_ITEMS)
-    for item in range(len(sample)):
-        batch = sample[item]
-        present = batch.fields[channels].double()[None]
-        pair = batch.mask & present.isfinite()
-        products += torch.where(pair, present * batch.targets.double(), 0.0).sum((2, 3))
-        squares += torch.where(pair, present**2, 0.0).sum((2, 3))
-    return torch.where(squares > 0, products / squares, 0.0).float()
 
 
 def _statistics(names: tuple[str, ...], total: Moments, where: str) -> Statistics:

@@ -1,11 +1,17 @@
-"""The training store: one year of packed hourly fields, written whole or not at all.
+"""The training store: one year of hourly fields, written whole or not at all.
 
-A store is a Zarr v3 group YEAR.zarr: `fields` [time, channel, y, x] with one checksummed chunk per
-time step, `static` [channel, y, x], `mask` [y, x], `time` (CF hours), `lat` and `lon` [y, x], and
-`moments` [time, 3, channel] (count, mean and squared deviations of `fields` over the mask).
-Any Zarr reader opens it. The shard files of `fields` are read and written here, not by zarr-python,
-which spends 0.8 ms on each chunk beside decompressing it (0.02 ms on small grids), and whose event
-loop would have to be kept out of forked loader workers.
+A store is a Zarr v3 group YEAR.zarr that any Zarr reader opens:
+
+    weather     [time, weather_channel, y, x]  variables that are no targets
+    air         [time, air_channel, y, x]      targets
+    daily_sum   [day, air_channel, y, x]       of `air`, over all hours up to the end of the day
+    daily_count [day, air_channel, y, x]       how many of them have a value
+    moments     [time, 3, channel]             count, mean and squared deviations over the mask
+    static [static_channel, y, x], mask, lat, lon [y, x], time, day (CF)
+
+The first four have one checksummed chunk per hour or day. Their shard files are read and written
+here, not by zarr-python, which spends 0.8 ms on each chunk beside decompressing it (0.02 ms on
+small grids), and whose event loop would have to be kept out of forked loader workers.
 """
 
 from __future__ import annotations
@@ -27,27 +33,79 @@ from numpy.typing import NDArray
 from aqnet.errors import AqnetError
 from aqnet.grid import Grid
 
-FORMAT_VERSION = 4
-HOURS_PER_SHARD = 48
-FILL = -np.inf  # no field holds it, so that no Zarr reader takes a lost chunk for missing values
+FORMAT_VERSION = 5
+HOURS_PER_DAY = 24
+HOURS_PER_SHARD = 48  # chunks in a file; of daily arrays as many days
+# no array holds these, so that no Zarr reader takes a lost chunk for missing values
+FILL, COUNT_FILL = -np.inf, 65535
 COMPRESSOR: Literal["lz4"] = "lz4"
 LEVEL = 5  # both chosen by benchmarks/data_loading.py
 NO_CHUNK = np.iinfo(np.uint64).max  # in place of an offset
 TIME_UNITS = "hours since 1970-01-01 00:00:00"
+DAY_UNITS = "days since 1970-01-01"
 _AGAIN = "remove it and prepare it again"
+
+Kind = Literal["weather", "air"]
+KINDS: tuple[Kind, ...] = ("weather", "air")
+
+
+class Chunks:
+    """An array of a store, read one chunk (an hour, a day) at a time."""
+
+    def __init__(self, folder: Path, array: zarr.Array[Any]) -> None:
+        self._folder, self._steps = folder, array.shape[0]
+        self._chunk_shape, self._dtype = array.shape[1:], array.dtype
+        self._indices: dict[int, NDArray[np.uint64]] = {}  # of the shards read so far
+
+    def read(self, row: int) -> NDArray[Any]:
+        """The chunk of `row`, without the first axis.
+
+        Raises:
+            ValueError, RuntimeError, OSError: it is missing or damaged.
+        """
+        number, place = divmod(row, HOURS_PER_SHARD)
+        shard = shard_path(self._folder, row)
+        if number not in self._indices:
+            self._indices[number] = _index(shard)
+        offset, length = self._indices[number][place].tolist()
+        if offset == NO_CHUNK:
+            raise ValueError("its chunk was lost")
+        with shard.open("rb") as file:
+            file.seek(offset)
+            chunk = CRC32C().decode(file.read(length))
+        values = np.empty(self._chunk_shape, self._dtype)
+        blosc.decompress(chunk, values)
+        return values
+
+    def lost(self) -> list[int]:
+        """First rows of the files that are not there."""
+        rows = range(0, self._steps, HOURS_PER_SHARD)
+        return [row for row in rows if not shard_path(self._folder, row).exists()]
 
 
 class Store:
-    """A finished store. It keeps no file open, so it may be forked and pickled at any time."""
+    """A finished store. It keeps no file open, so it may be forked and pickled at any time.
+
+    Attributes:
+        channels: names of the channels of `weather` and of `air`.
+        units: of channels and statics.
+        time: hours since 1970 UTC, shape [N].
+        first_day, last_day: of the daily sums, since 1970.
+        static: fields without a time by name, shape [H, W].
+    """
 
     def __init__(self, path: Path, group: zarr.Group) -> None:
         attributes: dict[str, Any] = dict(group.attrs)
         self.path = path
         self.attributes = attributes
-        self.names: tuple[str, ...] = tuple(attributes["names"])
+        self.channels: dict[Kind, tuple[str, ...]] = {
+            kind: tuple(attributes[kind]) for kind in KINDS
+        }
         self.units: dict[str, str] = attributes["units"]
         self.checksum = str(attributes["checksum"])
         self.time: NDArray[np.int64] = _get(group, "time")
+        days = _get(group, "day")
+        self.first_day, self.last_day = int(days[0]), int(days[-1])
         statics = _get(group, "static")
         static_names: list[str] = attributes["static_names"]
         lat, lon = _get(group, "lat"), _get(group, "lon")
@@ -60,9 +118,16 @@ class Store:
             None if elevation is None else torch.from_numpy(elevation),
             torch.from_numpy(_get(group, "mask")),
         )
-        fields = _array(group, "fields")
-        self._chunk_shape, self._dtype = fields.shape[1:], fields.dtype
-        self._indices: dict[int, NDArray[np.uint64]] = {}  # of the shards read so far
+        names = [kind for kind in KINDS if self.channels[kind]]
+        self._chunks = {
+            name: Chunks(path / name, _array(group, name))
+            for name in (*names, "daily_sum", "daily_count")
+        }
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Channels of `weather`, then of `air`."""
+        return self.channels["weather"] + self.channels["air"]
 
     def moments(self) -> NDArray[np.float64]:
         """Count, mean and sum of squared deviations of each time step and channel over the finite
@@ -74,32 +139,53 @@ class Store:
         """Whether its files are those it was finished with; reads all of them."""
         return checksum(self.path) == self.checksum
 
-    def read(self, row: int) -> NDArray[np.float32]:
+    def read(self, row: int, kind: Kind | None = None) -> NDArray[np.float32]:
         """Fields of time step `row` in physical units, NaN where missing, float32 [C, H, W].
 
+        Args:
+            kind: of which channels, else of all `names`.
         Raises:
-            AqnetError: the chunk is missing or damaged; store and time are named.
+            AqnetError: a chunk is missing or damaged; store and time are named.
         """
-        number, place = divmod(row, HOURS_PER_SHARD)
-        shard = shard_path(self.path, row)
+        if kind is None:
+            kinds = [kind for kind in KINDS if self.channels[kind]]
+            return np.concatenate([self.read(row, kind) for kind in kinds])
+        return self._chunk(kind, row).astype(np.float32, copy=False)
+
+    def before(self, day: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Sum and number of the values of `air` before a day since 1970, each [C, H, W].
+
+        Raises:
+            AqnetError: a chunk is missing or damaged; store and day are named.
+        """
+        row = min(day - 1, self.last_day) - self.first_day
+        if row < 0:
+            shape = len(self.channels["air"]), *self.grid.shape
+            return np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        total, count = (self._chunk(name, row) for name in ("daily_sum", "daily_count"))
+        return total, count.astype(np.float32)
+
+    def lost(self) -> list[str]:
+        """Files of fields and daily sums that are not there, and what they held."""
+        return [
+            f"{shard_path(Path(name), row)} is missing, from {self._when(name, row)} on"
+            for name, chunks in self._chunks.items()
+            for row in chunks.lost()
+        ]
+
+    def _chunk(self, name: str, row: int) -> NDArray[Any]:
         try:
-            if number not in self._indices:
-                self._indices[number] = _index(shard)
-            offset, length = self._indices[number][place].tolist()
-            if offset == NO_CHUNK:
-                raise ValueError("its chunk was lost")
-            with shard.open("rb") as file:
-                file.seek(offset)
-                chunk = CRC32C().decode(file.read(length))
-            values = np.empty(self._chunk_shape, self._dtype)
-            blosc.decompress(chunk, values)
+            return self._chunks[name].read(row)
         except (ValueError, RuntimeError, OSError) as error:
-            time = np.datetime64(int(self.time[row]), "h")
             raise AqnetError(
-                f"{self.path}: the fields of {time} cannot be read ({error}); "
-                "remove the store and prepare it again"
+                f"{self.path}: the fields of {self._when(name, row)} cannot be read from {name} "
+                f"({error}); {_AGAIN}"
             ) from None
-        return values.astype(np.float32, copy=False)
+
+    def _when(self, name: str, row: int) -> np.datetime64:
+        if name.startswith("daily"):
+            return np.datetime64(self.first_day + row, "D")
+        return np.datetime64(int(self.time[row]), "h")
 
 
 def is_store(path: Path) -> bool:
@@ -114,7 +200,7 @@ def open_store(path: str | Path, *, whole: bool = True) -> Store:
     """Open a finished store.
 
     Args:
-        whole: whether a missing shard file is an error here, or when its hours are read.
+        whole: whether a missing shard file is an error here, or when it is read.
     Raises:
         AqnetError: it is missing, unfinished, of another format version, damaged, or not whole.
     """
@@ -132,13 +218,8 @@ def open_store(path: str | Path, *, whole: bool = True) -> Store:
         raise AqnetError(f"{path}: format version {version}, expected {FORMAT_VERSION}; {_AGAIN}")
     with _reading(path):
         store = Store(path, group)
-    rows = range(0, len(store.time) if whole else 0, HOURS_PER_SHARD)
-    lost = [row for row in rows if not shard_path(path, row).exists()]
-    if lost:
-        raise AqnetError(
-            f"{path}: {shard_path(path, lost[0]).relative_to(path)} is missing, the fields from "
-            f"{np.datetime64(int(store.time[lost[0]]), 'h')} on ({len(lost)} in all); {_AGAIN}"
-        )
+    if whole and (lost := store.lost()):
+        raise AqnetError(f"{path}: {lost[0]} ({len(lost)} files in all); {_AGAIN}")
     return store
 
 
@@ -165,9 +246,9 @@ def _get(group: zarr.Group, name: str) -> NDArray[Any]:
     return np.asarray(array[...])
 
 
-def shard_path(store: Path, row: int) -> Path:
-    """The file of `store` that holds time step `row`."""
-    return store / f"fields/c/{row // HOURS_PER_SHARD}/0/0/0"
+def shard_path(array: Path, row: int) -> Path:
+    """The file of an array's folder that holds the chunk of `row`."""
+    return array / f"c/{row // HOURS_PER_SHARD}/0/0/0"
 
 
 def _index(shard: Path) -> NDArray[np.uint64]:

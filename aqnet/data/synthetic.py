@@ -6,6 +6,7 @@ Invented, not measured: made so that wind and terrain matter to the forecast. Pe
     u, v   = U + d psi / dy, -d psi / dx
     wind  <- (1 - b) (wind - c (wind . n) n)     n up-slope direction, b height drag, c blocking
     q*(x)  = q(x - wind dt)                      semi-Lagrangian, bilinear, dt = 1 h
+    stored u, v = 0.65 (wind turned by 20 degrees)
     q     <- q* + k lap(q*) + E + (deposition + washout rain) (background - q)
     E      = emission population / mixing        mixing grows with sun and wind; less in summer
     NO2   += 0.3 (T - P),  O3 += P - T + 5 sun NO2 / (NO2 + 6)
@@ -13,9 +14,17 @@ Invented, not measured: made so that wind and terrain matter to the forecast. Pe
     PM    += 0.008 (SO2 + NO2) humidity          secondary particles
 
 Lows bring cloud, which dims the sun, rain and humidity. Blocking removes part of the wind that
-climbs or descends a slope, so that what is left runs along ridges (channelling). Each year is made
-by itself after 20 days of spin-up, by when its tracers have forgotten their start; the weather is a
-function of the hour, so that years fit together. Units: ug/m3, m/s, K, Pa, %.
+climbs or descends a slope, so that what is left runs along ridges (channelling).
+
+What moves the tracers is the wind of the mixed layer, as in nature. Stored as u and v is the
+surface wind: slowed by friction and backed, which north of the equator is turned to the left. Its
+speed factor and its angle vary by a tenth with the height of the terrain (slower and more turned
+high up) and by a tenth from day to night (faster and less turned by day), so that no single factor
+and angle undo them everywhere.
+
+Each year is made by itself after 20 days of spin-up, by when its tracers have forgotten their
+start; the weather is a function of the hour, so that years fit together. Units: ug/m3, m/s, K, Pa,
+%.
 """
 
 import argparse
@@ -49,6 +58,8 @@ WASHOUT = np.array([0.08, 0.10, 0.05, 0.02, 0.0, 0.0])  # 1/h in full rain
 SYSTEMS = 10  # highs and lows
 SPIN_UP = 480  # hours; by then the start is forgotten
 BLOCK_HOURS = 240
+SURFACE_SPEED = 0.65  # of the mixed layer's
+BACKED = 20.0  # degrees to the left of it
 CITIES = (
     (116.4, 39.9, 1.0), (121.5, 31.2, 1.0), (113.3, 23.1, 0.9), (104.1, 30.7, 0.9),
     (106.5, 29.5, 0.7), (108.9, 34.3, 0.7), (114.3, 30.6, 0.8), (113.6, 34.8, 0.9),
@@ -135,6 +146,21 @@ class Weather:
         return self._drawn[track][1]
 
 
+def surface_wind(u: Array, v: Array, world: World, hour: int) -> tuple[Array, Array]:
+    """The wind at the surface, as stored, under a mixed layer's wind u, v (m/s)."""
+    by_day = 0.1 * _daily(world, hour)
+    high_up = 0.1 * np.clip(world.elevation / 4000, 0, 1)
+    speed = SURFACE_SPEED * (1 + by_day) * (1 - high_up)
+    angle = np.radians(BACKED) * (1 - by_day) * (1 + high_up)
+    cosine, sine = speed * np.cos(angle), speed * np.sin(angle)
+    return cosine * u - sine * v, sine * u + cosine * v
+
+
+def _daily(world: World, hour: int) -> Array:
+    """1 at 14 h local solar time, -1 at 2 h."""
+    return np.asarray(np.cos(((hour + world.lon2d / 15) % 24 - 14) * np.pi / 12))
+
+
 def advect(fields: Array, u: Array, v: Array, world: World, seconds: float) -> Array:
     """Fields [C, H, W] moved by the wind (m/s) for `seconds`, bilinear, edges held."""
     height, width = u.shape
@@ -188,10 +214,11 @@ def simulate(
         _chemistry(c, world, hour, low, np.hypot(u, v))
         if hour < start:
             continue
-        day = np.cos(((hour + world.lon2d / 15) % 24 - 14) * np.pi / 12)
+        day = _daily(world, hour)
         season = np.cos(2 * np.pi * (hour / 8766 - 0.54))
         temp = 303 - 0.6 * (world.lat2d - 18) - 0.006 * world.elevation + 5 * day + 11 * season
         psfc = 101325 * np.exp(-world.elevation / 8400) * (1 - 0.012 * low)
+        u, v = surface_wind(u, v, world, hour)
         fields = {"u": u, "v": v, "temp": temp - 3 * low * day, "psfc": psfc}
         fields["rh"] = np.clip(55 + 30 * low - 10 * day, 5, 100)
         yield fields | {name: c[index].copy() for index, name in enumerate(TRACERS)}
@@ -280,6 +307,8 @@ def main() -> None:
         ) from error
     if min(height, width) < 4 or len(years) > 2 or years[0] > years[-1]:
         raise AqnetError(f"--grid {arguments.grid}: at least 4x4; --years first-last, ascending")
+    if arguments.seed < 0:
+        raise AqnetError(f"--seed {arguments.seed}: expected 0 or more")
     arguments.output.mkdir(parents=True, exist_ok=True)
     wanted = range(years[0], years[-1] + 1)
     # zarr runs a thread, which a fork would not take along

@@ -20,6 +20,7 @@ from aqnet.distributed.arrivals import Store
 from aqnet.errors import AqnetError
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 
 def is_first_process() -> bool:
@@ -63,6 +64,7 @@ def device_of(local_rank: int) -> torch.device:
         AqnetError: there are fewer GPUs than processes.
     """
     if not torch.cuda.is_available():
+        give_back_large_blocks()
         return torch.device("cpu")
     visible = torch.cuda.device_count()
     if local_rank >= visible:
@@ -72,6 +74,18 @@ def device_of(local_rank: int) -> torch.device:
         )
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
+
+
+def give_back_large_blocks() -> None:
+    """Let glibc give freed blocks of 1 MiB and more back to the kernel.
+
+    It would keep those of up to 32 MiB, and cannot put an aligned tensor where one of the same size
+    was: training at 128 x 256 took 1.3 to 1.6 times the memory of its tensors.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_MMAP_THRESHOLD, 2**20)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**26)  # small blocks come and go at the heap's end
 
 
 def attempt(store: Store, rank: int, size: int, timeout: datetime.timedelta) -> str:

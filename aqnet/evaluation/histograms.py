@@ -76,6 +76,15 @@ class Records:
         score = np.where(known, relative, 0.0).sum((1, 2)) / np.maximum(known.sum((1, 2)), 1)
         return int(times[np.argsort(score, kind="stable")[len(times) // 2]])
 
+    def worst_time(self, target: int) -> int:
+        """The input time of largest mean squared error of the first forecast of a target, over all
+        lead times; times with less than half of the most pairs do not count."""
+        times = np.array(sorted(self.series))
+        rows = np.stack([self.series[time][0, :, target] for time in times])
+        weight, _, _, error = np.moveaxis(rows.sum(axis=1), -1, 0)
+        enough = weight >= max(weight.max() / 2, 1e-9)
+        return int(times[np.where(enough, error / np.maximum(weight, 1e-9), -1.0).argmax()])
+
     def _bins(self, values: Values, valid: Flags) -> NDArray[np.int64]:
         scaled = np.where(valid, values / self._unit, 1.0)
         lowest = 10.0**-DECADES_BELOW

@@ -18,7 +18,7 @@ from aqnet.batch import Batch, Statistics
 from aqnet.config import Config
 from aqnet.errors import AqnetError
 from aqnet.evaluation import metrics
-from aqnet.evaluation.baselines import SIMPLE, Baselines, month_of
+from aqnet.evaluation.baselines import Baselines, Observed, month_of
 from aqnet.evaluation.forecasts.zarr_files import ExternalForecast
 from aqnet.evaluation.histograms import Records
 from aqnet.evaluation.stations import Observations, StationScores
@@ -26,7 +26,6 @@ from aqnet.grid import Grid, cell_areas
 
 Values = NDArray[np.float64]
 Flags = NDArray[np.bool_]
-FORECASTS = ("aqnet", *SIMPLE)
 SEASONS = ("DJF", "MAM", "JJA", "SON")
 SUBSETS = ("all", *SEASONS, "sudden_change")
 
@@ -64,10 +63,10 @@ class Scorer:
         grid: Grid,
         statistics: Statistics,
         baselines: Baselines,
-        observed: Callable[[int], NDArray[np.float32]],
+        observed: Callable[[int], Observed],
         besides: Besides,
     ) -> None:
-        """`observed`: targets [T, H, W] at an input time, physical, NaN where missing."""
+        """`observed` gives what is known at an input time."""
         regions, others, observations = besides
         self.config, self.baselines = config, baselines
         self.observed, self.others = observed, tuple(others)
@@ -81,7 +80,8 @@ class Scorer:
         self.thresholds = np.array([levels.get(name, np.nan) for name in config.data.targets])
         self.records = Records(config, self.mean, self.thresholds)
         names = [other.name for other in others]
-        self.forecasts = (*FORECASTS, *names)
+        self.own = 1 + len(baselines.names)  # forecasts that have a value wherever any has
+        self.forecasts = ("aqnet", *baselines.names, *names)
         self.subsets = (*SUBSETS, *(f"common_{name}" for name in names))
         k, t = len(config.data.lead_times), len(config.data.targets)
         self.totals = np.zeros(
@@ -89,7 +89,7 @@ class Scorer:
         )
         self.stations: StationScores | None = None
         if observations is not None:
-            about = config, self.mean, self.thresholds, self.forecasts, len(FORECASTS)
+            about = config, self.mean, self.thresholds, self.forecasts, self.own
             self.stations = StationScores(observations, *about)
         self.days: dict[int, Values] = {}
         self.samples = self.excluded = 0
@@ -128,13 +128,11 @@ class Scorer:
     def _item(self, time: int, model: Values, truth: Values, valid: Flags) -> Item:
         """A pair counts where the truth is known and aqnet and the simple forecasts have a value;
         for another forecast, and in the subset common with it, where that has one as well."""
-        present = self.observed(time)[..., self.cells].astype(np.float64)
-        leads = self.config.data.lead_times
-        own = {"aqnet": model, **self.baselines.forecasts(present, time, leads)}
+        own = {"aqnet": model, **self.baselines.forecasts(time, self.observed(time))}
         complete = valid & np.all([np.isfinite(part) for part in own.values()], axis=0)
         self.records.count(model, truth, complete)
         climate = np.nan_to_num(own["climatology"])
-        subsets = np.stack([np.ones_like(complete[:, 0]), self._sudden(truth, present)])
+        subsets = np.stack([np.ones_like(complete[:, 0]), self._sudden(truth, own["persistence"])])
         fixed = truth, climate, self.mean, self.thresholds, self.area
         others = [other.forecast(time) for other in self.others]
         known = [complete & np.isfinite(values) for values in others]
@@ -156,7 +154,7 @@ class Scorer:
         if "pm25" not in self.config.data.targets:
             return np.zeros((len(truth), truth.shape[-1]), dtype=bool)
         at = self.config.data.targets.index("pm25")
-        change = np.abs(truth[:, at] - present[at])
+        change = np.abs(truth[:, at] - present[:, at])
         sudden: Flags = truth[:, at] >= metrics.SUDDEN_LEVEL
         return sudden & (change >= metrics.SUDDEN_CHANGE)
 

@@ -1,28 +1,24 @@
-"""Forecasts against stations: a CSV of id, lat, lon, time, pollutant, value."""
+"""Forecasts against stations: files of id, lat, lon, time, pollutant, value."""
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from aqnet.config import Config
 from aqnet.errors import AqnetError
-from aqnet.evaluation import metrics
-from aqnet.evaluation.forecasts.zarr_files import OffTheHour, hour_of
+from aqnet.evaluation import metrics, station_files
 from aqnet.evaluation.interpolation import Interpolation, bilinear
+from aqnet.evaluation.station_files import COLUMNS, InOurUnit, LeftOut, Line
 from aqnet.grid import Grid
 
 Values = NDArray[np.float64]
 Fields = NDArray[np.float32]
 
-COLUMNS = ("id", "lat", "lon", "time", "pollutant", "value")
-_MISSING = ("", "nan", "-999", "-999.0")
+_METRES = 0.005  # degrees, some 500 m: less is no move
 
 
 @dataclass
@@ -33,58 +29,74 @@ class Observations:
         names: ids, in the order of the file.
         points: interpolation from the cells of the domain to the stations.
         values: by hour since 1970 UTC, in the unit of the target, NaN where there is none [T, P].
-        left_out: how many lines of the file do not count, by reason.
+        left_out: how many lines of the files do not count, by reason.
+        tolerated: how many lines count though something is odd, by what.
     """
 
     names: tuple[str, ...]
     points: Interpolation
     values: dict[int, Fields]
     left_out: dict[str, int]
+    tolerated: dict[str, int]
 
 
-def read(path: str, config: Config, grid: Grid, wanted: NDArray[np.int64]) -> Observations:
-    """Read a file of observations.
+def read(
+    paths: str, config: Config, grid: Grid, wanted: NDArray[np.int64], convert: InOurUnit
+) -> Observations:
+    """Read files of observations.
 
     Args:
-        path: CSV with a header line that has all of COLUMNS; times are ISO 8601, UTC where they
-            name no zone; values are in the unit of the target.
+        paths: CSV, several separated by commas, each with a header line; times are ISO 8601, UTC
+            where they name no zone, values in the unit of the target where no column says another.
+            A file without values says where stations are.
         wanted: hours that will be asked for; others are left out.
+        convert: brings a value to the unit of the target.
     Raises:
-        AqnetError: it cannot be read, a number is none, or a station is in two places (file and
+        AqnetError: one cannot be read, a number is none, or a station is in two places (file and
             line are named), or no line counts.
     """
-    left_out: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
+    tolerated: Counter[str] = Counter()
     places: dict[str, tuple[float, float]] = {}
     found: dict[tuple[str, int, str], float] = {}
     hours = set(wanted.tolist())
-    for number, row in _lines(path):
-        where = f"{path}, line {number}"
-        place = _number(row, "lat", where), _number(row, "lon", where)
-        if places.setdefault(row["id"], place) != place:
-            raise AqnetError(f"{where}: station {row['id']} was at {places[row['id']]} before")
-        reason = _add(row, where, config.data.targets, hours, found)
-        if reason:
-            left_out[reason] += 1
+    opened = [(path, *station_files.lines(path)) for path in paths.split(",")]
+    # where stations are is read first
+    for path, columns, each in sorted(opened, key=lambda file: "value" in file[1]):
+        needed = set(COLUMNS)
+        if len(opened) > 1:
+            needed -= {"lat", "lon"} if "value" in columns else {"time", "pollutant", "value"}
+        if lacking := [name for name in COLUMNS if name in needed - columns]:
+            raise AqnetError(_lacks(path, lacking))
+        for line in each:
+            if "lat" in columns and line.texts["lat"]:
+                _place(line, places, tolerated)
+            if "value" not in columns:
+                continue
+            reason = _add(line, config.data.targets, hours, places, convert, found)
+            if reason:
+                counts[reason] += 1
     if not places:
-        raise AqnetError(f"{path}: holds no line below its header")
+        raise AqnetError(f"{paths}: holds no line below its header")
     lat, lon = np.array(list(places.values())).T
     points = bilinear(grid.lat.numpy(), grid.lon.numpy(), lat, lon).within(grid.mask.numpy())
     number_of = {name: at for at, name in enumerate(np.array(list(places))[points.inside].tolist())}
     values: dict[int, Fields] = {}
     for (name, hour, target), value in found.items():
         if name not in number_of:
-            left_out["stations outside the domain"] += 1
+            counts["stations outside the domain"] += 1
             continue
         if hour not in values:
             values[hour] = np.full((len(config.data.targets), len(number_of)), np.nan, np.float32)
         values[hour][config.data.targets.index(target), number_of[name]] = value
     if not values:
         raise AqnetError(
-            f"{path}: no line counts at the times evaluated in the domain; left out: "
-            + (", ".join(f"{n} {reason}" for reason, n in left_out.items()) or "none")
+            f"{paths}: no line counts at the times evaluated in the domain; left out: "
+            + (", ".join(f"{n} {reason}" for reason, n in counts.items()) or "none")
         )
     inside = Interpolation(points.corners[:, points.inside], points.weights[:, points.inside])
-    return Observations(tuple(number_of), inside, values, dict(sorted(left_out.items())))
+    left_out = dict(sorted(counts.items()))
+    return Observations(tuple(number_of), inside, values, left_out, dict(tolerated))
 
 
 class StationScores:
@@ -93,6 +105,7 @@ class StationScores:
 
     Attributes:
         regions: `all` stations together, then each id.
+        own: how many forecasts have a value wherever any has; they come first.
         totals: shape [F, K, T, R, S, M] as a scorer's, the subsets being `all` and the common ones.
     """
 
@@ -107,7 +120,7 @@ class StationScores:
     ) -> None:
         """`forecasts`: names, of which the first `own` have a value wherever any has."""
         self.observations, self.config, self.mean = observations, config, mean
-        self._thresholds, self.forecasts, self._own = thresholds, forecasts, own
+        self._thresholds, self.forecasts, self.own = thresholds, forecasts, own
         self._climatology = forecasts.index("climatology")
         self.regions = ("all", *observations.names)
         self.subsets = ("all", *(f"common_{name}" for name in forecasts[own:]))
@@ -122,14 +135,14 @@ class StationScores:
         observed = np.stack([self.observations.values.get(time + lead, none) for lead in leads])
         values, truth = forecasts.astype(np.float64), observed.astype(np.float64)
         known = np.isfinite(values)
-        complete = np.isfinite(truth) & known[: self._own].all(0)
+        complete = np.isfinite(truth) & known[: self.own].all(0)
         for number, lead, target in np.ndindex(values.shape[:3]):
             at = lead, target
             numbers = float(self.mean[target]), float(self._thresholds[target])
             climate = np.nan_to_num(values[self._climatology][at])
             pairs = complete[at] & known[number][at]
             for subset in range(len(self.subsets)):
-                both = pairs if subset == 0 else pairs & known[self._own + subset - 1][at]
+                both = pairs if subset == 0 else pairs & known[self.own + subset - 1][at]
                 sums = metrics.terms_of(values[number][at], both, truth[at], climate, *numbers).T
                 total = self.totals[number][at]
                 total[1:, subset] += sums
@@ -137,71 +150,66 @@ class StationScores:
 
 
 def read_if(
-    path: str | None, config: Config, grid: Grid, times: NDArray[np.int64]
+    paths: str | None,
+    config: Config,
+    grid: Grid,
+    times: NDArray[np.int64],
+    convert: InOurUnit,
 ) -> Observations | None:
-    """`read`, if there is a file, for the target times of some input times; says what it found."""
-    if path is None:
+    """`read`, if there are files, for the target times of some input times; says what it found."""
+    if paths is None:
         return None
     wanted = np.unique(times[:, None] + np.array(config.data.lead_times))
-    found = read(path, config, grid, wanted)
-    print(f"{path}: {len(found.names)} stations in the domain", flush=True)
+    found = read(paths, config, grid, wanted, convert)
+    print(f"{paths}: {len(found.names)} stations in the domain", flush=True)
     for reason, number in found.left_out.items():
-        print(f"{path}: {number} lines left out: {reason}", flush=True)
+        print(f"{paths}: {number} lines left out: {reason}", flush=True)
+    for reason, number in found.tolerated.items():
+        print(f"{paths}: {number} lines: {reason}", flush=True)
     return found
 
 
-def _lines(path: str) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line numbers and the columns of each line below the header."""
-    try:
-        with Path(path).open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            lacking = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
-            if lacking:
-                raise AqnetError(f"{path}: lacks the columns {', '.join(lacking)} in its header")
-            for row in reader:
-                if any(row[name] is None for name in COLUMNS):
-                    where = f"{path}, line {reader.line_num}"
-                    raise AqnetError(f"{where}: fewer columns than the header")
-                yield reader.line_num, row
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise AqnetError(f"{path}: cannot read the stations: {error}") from None
+def _lacks(path: str, columns: list[str]) -> str:
+    text = f"{path}: lacks the columns {', '.join(columns)} in its header"
+    if set(columns) <= {"lat", "lon"}:
+        text += "; where it holds none, as EEA's, add a file that does: --stations DATA,PLACES"
+    return text
+
+
+def _place(line: Line, places: dict[str, tuple[float, float]], tolerated: Counter[str]) -> None:
+    """
+    Raises:
+        AqnetError: the station was elsewhere before.
+    """
+    name, place = line.texts["id"], (line.number("lat"), line.number("lon"))
+    before = places.setdefault(name, place)
+    if place == before:
+        return
+    if max(abs(a - b) for a, b in zip(place, before, strict=True)) > _METRES:
+        raise AqnetError(f"{line.where}: station {name} was at {before} before")
+    tolerated["a station moved by metres; its first place is taken"] += 1
 
 
 def _add(
-    row: dict[str, str],
-    where: str,
-    targets: Sequence[str],
+    line: Line,
+    targets: tuple[str, ...],
     hours: set[int],
+    places: dict[str, tuple[float, float]],
+    convert: InOurUnit,
     found: dict[tuple[str, int, str], float],
 ) -> str | None:
     """Add a line's value to `found`; why it does not count, if so."""
-    if row["pollutant"] not in targets:
-        return f"unknown pollutant {row['pollutant']}"
-    if row["value"].strip().lower() in _MISSING:
-        return "without a value"
-    value = _number(row, "value", where)
-    if value < 0:
-        return "negative values"
     try:
-        hour = hour_of(row["time"])
-    except OffTheHour:
-        return "times that are no whole hour"
-    except AqnetError as error:
-        raise AqnetError(f"{where}: {error}") from None
+        target, hour, value = station_files.observation(line, targets, convert)
+    except LeftOut as reason:
+        return str(reason)
+    name = line.texts["id"]
     if hour not in hours:
         return "at other times"
-    key = row["id"], hour, row["pollutant"]
+    if name not in places:
+        return "stations whose place is not known"
+    key = name, hour, target
     if key in found:
         return "duplicates" if found[key] == value else "duplicates with another value"
     found[key] = value
     return None
-
-
-def _number(row: dict[str, str], name: str, where: str) -> float:
-    try:
-        value = float(row[name])
-    except ValueError:
-        value = np.nan
-    if not np.isfinite(value):
-        raise AqnetError(f"{where}: {name} is {row[name]!r}, no number")
-    return value

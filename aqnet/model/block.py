@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aqnet.config import Model
 from aqnet.model.attention import Attention
+from aqnet.model.bias import Places
 
 
 class DropPath(nn.Module):
@@ -41,23 +44,23 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block."""
+    """Pre-norm transformer block, with attention by terrain, along the wind, both or neither."""
 
-    def __init__(self, model: Model, drop_path: float, terrain: bool) -> None:
+    def __init__(
+        self, model: Model, drop_path: float, terrain: bool, lead_times: Sequence[int] = ()
+    ) -> None:
         super().__init__()
         dim = model.embed_dim
         self.norm1 = nn.LayerNorm(dim)
-        self.attn = Attention(dim, model.num_heads, model.drop_rate, terrain)
+        self.attn = Attention(dim, model.num_heads, model.drop_rate, terrain, lead_times)
         self.drop_path = DropPath(drop_path)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * model.mlp_ratio), model.drop_rate)
-        self.terrain = terrain
         self.window = model.window if model.attention == "window" else None
 
-    def forward(self, x: Tensor, elevation_km: Tensor) -> Tensor:
-        """Tokens [B, L, D] with elevations [L] or [B, L], in the order that windows cut."""
-        elevation = elevation_km if self.terrain else None
-        x = x + self.drop_path(self.attn(self.norm1(x), elevation, self.window))
+    def forward(self, x: Tensor, places: Places) -> Tensor:
+        """Tokens [B, L, D] and where they are, in the order that windows cut."""
+        x = x + self.drop_path(self.attn(self.norm1(x), places, self.window))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 

@@ -1,6 +1,9 @@
-"""ClimaX (Nguyen et al. 2023, arXiv 2301.10343) with wind scan, terrain and change prediction."""
+"""ClimaX (Nguyen et al. 2023, arXiv 2301.10343) with transport along the wind, wind scan, terrain
+and change prediction."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +14,7 @@ from aqnet.batch import Forecast, Statistics
 from aqnet.config import Config, Model
 from aqnet.errors import AqnetError
 from aqnet.grid import Grid
+from aqnet.model.bias import Places
 from aqnet.model.block import Block, has_terrain, initialise, zero_linear
 from aqnet.model.calendar import calendar_features, calendar_size
 from aqnet.model.embedding import TokenEmbeds, VariableAggregation, patch_pixels
@@ -23,6 +27,7 @@ from aqnet.model.positions import (
     sincos_2d,
 )
 from aqnet.model.quantiles import QuantileHead, a_few, stretched
+from aqnet.model.transport import Brought, Transport, along_wind, moves_fields
 from aqnet.model.weights.compatibility import bias_block, has_biased_block
 from aqnet.model.wind_scan import WindScan
 
@@ -72,6 +77,8 @@ class ClimaX(nn.Module):
         self.scan = WindScan(patches, tokens, self.model.regions)
         if self.model.terrain.enabled and self.model.attention == "window":
             self.scan.sort_windows(patches.elevation_km[tokens], self.model.window)
+        if self.model.transport != "off":
+            self.transport = Transport(config, grid, patches, tokens)
         buffers = {
             "tokens": tokens,
             "lat": patches.lat[tokens],
@@ -79,10 +86,10 @@ class ClimaX(nn.Module):
             "elevation_km": patches.elevation_km[tokens],
             "lead_times": torch.tensor(config.data.lead_times),
         }
-        if self.model.predict == "change":
+        if self.model.predict == "change" or moves_fields(self.model):
             channels = [self.variables.index(name) for name in self.targets]
             buffers["target_channels"] = torch.tensor(channels)
-        if self.model.scan == "wind":
+        if self.model.scan == "wind" or self.model.transport != "off":
             mean, std = statistics.of(("u", "v"))
             self.wind_channels = [self.variables.index(name) for name in ("u", "v")]
             buffers |= {"wind_mean": mean.float(), "wind_std": std.float()}
@@ -109,8 +116,10 @@ class ClimaX(nn.Module):
         if not self.joint:
             self.lead_time_embed = nn.Linear(1, dim)
         rates = torch.linspace(0.0, model.drop_path, model.depth).tolist()
+        paths = config.data.lead_times if along_wind(model) else ()
         self.blocks = nn.ModuleList(
-            Block(model, rate, has_terrain(model, number)) for number, rate in enumerate(rates)
+            Block(model, rate, has_terrain(model, number), paths)
+            for number, rate in enumerate(rates)
         )
         if has_biased_block(model):
             bias_block(self.blocks[0], model, self.patch_shape)
@@ -142,19 +151,27 @@ class ClimaX(nn.Module):
             for parameter in self.head[-1].parameters():
                 nn.init.zeros_(parameter)
 
-    def set_rho(self, rho: Tensor) -> None:
-        """Start from damped persistence with these correlations, shape [K, T].
+    @torch.no_grad()
+    def start_from(
+        self, rho: Tensor, there: Tensor | None = None, speed: float = 1.0, turn: float = 0.0
+    ) -> None:
+        """Start from damped persistence, here and where the air comes from; what of this the model
+        does not have is not looked at.
 
+        Args:
+            rho: correlation of a target with its value in the same cell at the input time, [K, T].
+            there: with its value where the air comes from at that time, [K, T].
+            speed, turn: what moves the air, as in `Transport`.
         Raises:
-            AqnetError: the model predicts values, or the shape is another.
+            AqnetError: a shape is another.
         """
-        if self.model.predict != "change":
-            raise AqnetError("set_rho needs model.predict: change; this model predicts values")
-        if rho.shape != self.rho.shape:
-            expected, found = list(self.rho.shape), list(rho.shape)
-            raise AqnetError(f"rho: expected shape {expected} (lead times, targets), found {found}")
-        with torch.no_grad():
-            self.rho.copy_(rho)
+        if self.model.predict == "change":
+            _set_rho(self.rho, rho)
+        if self.model.transport != "off":
+            self.transport.speed.fill_(speed)
+            self.transport.turn.fill_(turn)
+            if self.transport.rho is not None and there is not None:
+                _set_rho(self.transport.rho, there)
 
     def check_lead_time(self, lead_time: Tensor) -> None:
         """Refuse lead times [B, K] that this model was not made for (waits for the device).
@@ -192,25 +209,26 @@ class ClimaX(nn.Module):
         batch, num_leads = lead_time.shape
         matches = lead_time.unsqueeze(-1) == self.lead_times
         height, width = self.grid_shape
+        brought = self._bring(fields, matches.int().argmax(dim=-1))
         patch = self.model.patch
-        fields = F.pad(fields, (0, -width % patch, 0, -height % patch), value=float("nan"))
-        sector = self._sectors(fields)
-        x = self._embed(fields, sector)
+        padded = F.pad(fields, (0, -width % patch, 0, -height % patch), value=float("nan"))
+        sector = self._sectors(padded)
+        x = self._embed(padded, sector)
         x = self._add_times(x, time, lead_time)
+        if brought.targets is not None:
+            x = x + self.transport.embedded(brought.targets)
         passes = x.shape[0] // batch
-        elevation = self._elevation(fields, passes)
-        x = self._transform(self.pos_drop(x), elevation, sector.repeat_interleave(passes, dim=0))
+        places = self._places(padded, brought, passes)
+        x = self._transform(self.pos_drop(x), places, sector.repeat_interleave(passes, dim=0))
         x = self.norm(x)
         forecast = self._to_fields(self.head(x).to(fields.dtype), batch, num_leads)[0]
+        forecast = forecast[..., :height, :width]
         if self.model.predict == "change":
-            rho = (matches.to(fields.dtype).unsqueeze(-1) * self.rho).sum(dim=2)
-            start = fields.index_select(1, self.target_channels).nan_to_num(0.0)
-            forecast = forecast + rho[..., None, None] * start.unsqueeze(1)
+            forecast = forecast + self._change(fields, brought.targets, matches)
         known = matches.any(dim=-1)
         if self.joint:
             known = (lead_time == self.lead_times).all(dim=-1, keepdim=True)
-        forecast = forecast.masked_fill(~known[..., None, None, None], float("nan"))
-        mean = forecast[..., :height, :width]
+        mean = forecast.masked_fill(~known[..., None, None, None], float("nan"))
         # no gradient leads back: the mean is that of a model without quantiles
         return self._with_quantiles(mean, x.detach()) if self.model.quantiles else mean
 
@@ -232,15 +250,39 @@ class ClimaX(nn.Module):
         start = start.flatten(-2).index_select(-1, cells)
         return Forecast(mean, (start + errors).movedim(0, 1), cells)
 
+    def _bring(self, fields: Tensor, own: Tensor) -> Brought:
+        """What the air brings to the lead times numbered `own` [B, K]."""
+        if self.model.transport == "off":
+            return Brought()
+        moving = None
+        if moves_fields(self.model):
+            moving = fields.index_select(1, self.target_channels)
+        brought: Brought = self.transport(*self._wind(fields), moving, own)
+        return brought
+
+    def _change(self, fields: Tensor, moved: Tensor | None, matches: Tensor) -> Tensor:
+        """What a head that says nothing forecasts, shape [B, K, T, H, W]."""
+        own = matches.to(fields.dtype).unsqueeze(-1)
+        start = fields.index_select(1, self.target_channels).nan_to_num(0.0)
+        change = (own * self.rho).sum(dim=2)[..., None, None] * start.unsqueeze(1)
+        if moved is not None:
+            assert self.transport.rho is not None
+            rho = (own * self.transport.rho).sum(dim=2)
+            change = change + rho[..., None, None] * moved.nan_to_num(0.0)
+        return change
+
+    def _wind(self, fields: Tensor) -> list[Tensor]:
+        """Eastward and northward wind of the input time in m/s, [B, H, W] each."""
+        return [
+            fields[:, channel] * self.wind_std[index] + self.wind_mean[index]
+            for index, channel in enumerate(self.wind_channels)
+        ]
+
     def _sectors(self, fields: Tensor) -> Tensor:
         """Sector of each sample (and region), int64, [B, R * C]."""
         if self.model.scan == "raster":
             return self.scan.calm(fields.shape[0])
-        u, v = (
-            fields[:, channel] * self.wind_std[index] + self.wind_mean[index]
-            for index, channel in enumerate(self.wind_channels)
-        )
-        return self.scan.sectors(u, v)
+        return self.scan.sectors(*self._wind(fields))
 
     def _embed(self, fields: Tensor, sector: Tensor) -> Tensor:
         """Fields [B, V, H, W] to tokens [B, L, D] with position and scan."""
@@ -275,38 +317,41 @@ class ClimaX(nn.Module):
         result: Tensor = x + self.calendar_embed(calendar.to(x.dtype))
         return result
 
-    def _elevation(self, fields: Tensor, passes: int) -> Tensor:
-        """What attention sees: [L] in km; AQ_NET2's blocks the input's patch means [N, L]."""
-        if not has_biased_block(self.model):
-            return self.elevation_km
-        channel = self.variables.index("elevation")
-        pixels = patch_pixels(fields[:, channel : channel + 1].nan_to_num(0.0), self.model.patch)
-        return pixels.mean(dim=(2, 3)).repeat_interleave(passes, dim=0)
+    def _places(self, fields: Tensor, brought: Brought, passes: int) -> Places:
+        """What attention sees of where tokens are; in AQ_NET2's blocks the elevation is the mean
+        of the input's patches, normalised."""
+        position = None if brought.displacement is None else self.transport.position.unsqueeze(0)
+        elevation = self.elevation_km.unsqueeze(0)
+        if has_biased_block(self.model):
+            channel = self.variables.index("elevation")
+            pixels = patch_pixels(
+                fields[:, channel : channel + 1].nan_to_num(0.0), self.model.patch
+            )
+            elevation = pixels.mean(dim=(2, 3)).repeat_interleave(passes, dim=0)
+        return Places(elevation, position, brought.displacement)
 
-    def _transform(self, x: Tensor, elevation_km: Tensor, sector: Tensor) -> Tensor:
+    def _transform(self, x: Tensor, places: Places, sector: Tensor) -> Tensor:
         """The blocks, on tokens [N, L, D]; sector [N, R * C]."""
         if self.model.attention == "global":
             for block in self.blocks:
-                x = self._run(block, x, elevation_km)
+                x = self._run(block, x, places)
             return x
-        turned = self.scan.quarter[sector[:, 0]]
-        order = [self.scan.orders[rows] for rows in (sector[:, 0], turned)]
-        rank = [self.scan.ranks[rows] for rows in (sector[:, 0], turned)]
-        elevation = [elevation_km[rows] for rows in order]
+        order, rank = self.scan.both_ways(sector[:, 0])
+        there = [places.each(partial(_gather, index=rows)) for rows in order]
         turn = [rank[0].gather(1, order[1]), rank[1].gather(1, order[0])]
         x = _gather(x, order[0])
         for number, block in enumerate(self.blocks):
             here = number % 2
-            x = self._run(block, x, elevation[here])
+            x = self._run(block, x, there[here])
             last = number + 1 == len(self.blocks)
             x = _gather(x, rank[here] if last else turn[here])
         return x
 
-    def _run(self, block: nn.Module, x: Tensor, elevation_km: Tensor) -> Tensor:
+    def _run(self, block: nn.Module, x: Tensor, places: Places) -> Tensor:
         if self.model.activation_checkpointing and self.training:
-            result: Tensor = checkpoint(block, x, elevation_km, use_reentrant=False)
+            result: Tensor = checkpoint(block, x, places, use_reentrant=False)
             return result
-        result = block(x, elevation_km)
+        result = block(x, places)
         return result
 
     def _to_fields(self, x: Tensor, batch: int, num_leads: int) -> Tensor:
@@ -319,6 +364,13 @@ class ClimaX(nn.Module):
         x = x.reshape(x.shape[0], rows, columns, patch, patch, own, targets, -1)
         x = x.permute(7, 0, 5, 6, 1, 3, 2, 4)
         return x.reshape(-1, batch, num_leads, targets, rows * patch, columns * patch)
+
+
+def _set_rho(parameter: Tensor, rho: Tensor) -> None:
+    if rho.shape != parameter.shape:
+        expected, found = list(parameter.shape), list(rho.shape)
+        raise AqnetError(f"rho: expected shape {expected} (lead times, targets), found {found}")
+    parameter.copy_(rho)
 
 
 def lead_time_unit(model: Model) -> float:
@@ -336,7 +388,9 @@ def _check(model: Model, grid: Grid) -> None:
 
 
 def _gather(x: Tensor, index: Tensor) -> Tensor:
-    """Tokens [N, L, D] in the order `index` [N, L]."""
+    """Tokens [N, L, ...], or one sequence of them for all samples, in the order `index` [N, L]."""
     # whole rows at once: gather would look up every number of a token
+    if x.shape[0] < index.shape[0]:
+        return x[0].index_select(0, index.flatten()).unflatten(0, index.shape)
     first = torch.arange(x.shape[0], device=x.device).unsqueeze(1) * x.shape[1]
-    return x.flatten(0, 1).index_select(0, (index + first).flatten()).view_as(x)
+    return x.flatten(0, 1).index_select(0, (index + first).flatten()).unflatten(0, index.shape)

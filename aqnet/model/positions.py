@@ -56,6 +56,14 @@ def fraction_features(fraction: Tensor, dim: int) -> Tensor:
     return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
 
+def middle_longitude(lon: Tensor) -> Tensor:
+    """Opposite of the middle of the widest gap, so that the 180th meridian is no edge."""
+    ordered = torch.remainder(lon, 360.0).unique()
+    following = torch.cat([ordered[1:], ordered[:1] + 360.0])
+    widest = (following - ordered).argmax()
+    return (ordered[widest] + following[widest]) / 2 + 180.0
+
+
 @dataclass(frozen=True, eq=False)
 class Patches:
     """The h x w patches of a grid padded to whole patches, in the order of the stored rows.

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from aqnet.errors import AqnetError
 from aqnet.grid import wrapped
-from aqnet.model.positions import Patches
+from aqnet.model.positions import Patches, middle_longitude
+from aqnet.trajectories import EARTH_RADIUS
 
 NUM_SECTORS = 16
 CALM_SPEED = 0.5  # m/s; below it a mean wind has no direction worth following
-EARTH_RADIUS = 6_371_000.0  # m, mean radius
 
 
 def wind_sector(u: Tensor, v: Tensor, valid: Tensor, num_sectors: int = NUM_SECTORS) -> Tensor:
@@ -116,6 +116,11 @@ class WindScan(nn.Module):
         regions = self.split[0] * self.split[1]
         return torch.full((batch, regions), self.num_sectors, device=self.orders.device)
 
+    def both_ways(self, sector: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Orders, then ranks, [B, L] each, along and across the sectors [B]."""
+        rows = (sector, self.quarter[sector])
+        return [self.orders[row] for row in rows], [self.ranks[row] for row in rows]
+
     def fractions(self, sector: Tensor) -> Tensor:
         """Rank / (L - 1) inside a token's region, 0 where it is alone: [B, R * C] -> [B, L].
 
@@ -143,7 +148,7 @@ def ground_coordinates(patches: Patches, region: Tensor | None = None) -> tuple[
     x = R cos(lat) (lon - lon_c), y = R (lat - lat_c); c is the middle of the patches' range over
     the domain or, with `region` [h * w], over a patch's region. Nothing is periodic.
     """
-    longitude = wrapped(patches.lon - _middle_longitude(patches.lon[patches.domain]))
+    longitude = wrapped(patches.lon - middle_longitude(patches.lon[patches.domain]))
     if region is None:
         inside = patches.domain
         centre_lon = (longitude[inside].min() + longitude[inside].max()) / 2
@@ -154,14 +159,6 @@ def ground_coordinates(patches: Patches, region: Tensor | None = None) -> tuple[
     x = EARTH_RADIUS * lat.cos() * torch.deg2rad(longitude - centre_lon)
     y = EARTH_RADIUS * torch.deg2rad(patches.lat - centre_lat)
     return x.round(), y.round()
-
-
-def _middle_longitude(lon: Tensor) -> Tensor:
-    """Opposite of the middle of the widest gap, so that the 180th meridian is no edge."""
-    ordered = torch.remainder(lon, 360.0).unique()
-    following = torch.cat([ordered[1:], ordered[:1] + 360.0])
-    widest = (following - ordered).argmax()
-    return (ordered[widest] + following[widest]) / 2 + 180.0
 
 
 def _middles(field: Tensor, region: Tensor) -> Tensor:

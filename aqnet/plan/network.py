@@ -60,7 +60,8 @@ def report(seconds: float, num_bytes: int, nodes: int, per_node: int, gpu: str) 
     if not names:
         return f"{said}; the plan has no figure for {gpu}"
     machine = machines.preset(names[0], "fp32")
-    planned = machines.all_reduce_seconds(num_bytes, nodes, per_node, machine)
+    assert machine.rates is not None
+    planned = machines.all_reduce_seconds(num_bytes, nodes, per_node, machine.rates)
     said += f"; the plan for {machine.name} assumes {moved / planned:.3g} GB/s"
     if planned / seconds > _WORTH_A_WARNING:
         return said

@@ -81,7 +81,13 @@ def test_shipped_configs_load_and_round_trip(shipped: Path, tmp_path: Path):
         ("data.targets=[elevation]", ["data.targets", "elevation"]),
         ("data.variables=[pm25, elevation]", ["model.scan", "raster"]),
         ("data.variables=[u, v, pm25]", ["terrain", "elevation"]),
+        ("model.transport=no", ["model.transport", "off"]),
         ("data.shape=3x4", ["data.shape", "data.resample"]),
+        ("data.weather=[u]", ["data.weather", "data.weather_hours", "both"]),
+        ("data.weather_hours=[12]", ["data.weather", "data.weather_hours", "both"]),
+        ("data.recent_days=[0]", ["data.recent_days", "positive"]),
+        ("data.recent_days=[7, 7]", ["data.recent_days", "twice"]),
+        ("data.variables=[u, v, pm25@-24h, pm25, elevation]", ["pm25@-24h", "no @"]),
         ("model.num_heads=7", ["model.embed_dim", "model.num_heads"]),
         ("model.terrain.blocks=[6]", ["model.terrain.blocks", "6"]),
         ("model.drop_path=1.0", ["model.drop_path"]),
@@ -127,6 +133,27 @@ def test_mistakes_are_named(path: Path, override: str, words: list[str]):
     assert "\n" not in message
     for word in words:
         assert word in message
+
+
+def test_transport_needs_wind_and_the_targets_among_the_inputs(path: Path):
+    without = ["data.variables=[pm25, elevation]", "model.scan=raster"]
+    with pytest.raises(AqnetError, match=r"model\.transport is wind.*set model\.transport: off"):
+        configs.load(path, without)
+    assert configs.load(path, [*without, "model.transport=off"]).model.transport == "off"
+    others = ["data.targets=[so2]", "model.predict=value", "model.transport=fields"]
+    with pytest.raises(AqnetError, match=r"model\.transport is fields.*'so2'"):
+        configs.load(path, others)
+
+
+def test_a_checkpoint_older_than_transport_has_none(path: Path):
+    tree = configs.to_dict(configs.load(path))
+    del tree["model"]["transport"]
+    config, _ = configs.from_checkpoint(tree, "state.json")
+    assert config.model.transport == "off"
+    new = configs.to_dict(configs.load(path, ["model.transport=off"]))
+    assert configs.changes_forbidden_on_continuation(tree, new) == []
+    changes = configs.changes_forbidden_on_continuation(tree, configs.to_dict(configs.load(path)))
+    assert changes == ["model.transport ('off' -> 'wind')"]
 
 
 def test_regions_and_windows_exclude_each_other(path: Path):
@@ -228,6 +255,44 @@ def test_history_adds_variables_after_the_plain_ones(path: Path):
     config = configs.load(path, ["data.history_hours=[0, -24]"])
     earlier = ("u@-24h", "v@-24h", "pm25@-24h", "no@-24h")
     assert config.input_variables == ("u", "v", "pm25", "no", "elevation", *earlier)
+
+
+def test_weather_to_come_and_recent_days_follow_the_earlier_hours(path: Path):
+    more = ["data.history_hours=[0, -24]", "data.weather=[v, blh]", "data.weather_hours=[6, 12]"]
+    config = configs.load(path, [*more, "data.recent_days=[1, 30]"])
+    assert config.input_variables[5:] == (
+        *("u@-24h", "v@-24h", "pm25@-24h", "no@-24h"),
+        *("v@+6h", "blh@+6h", "v@+12h", "blh@+12h", "pm25@mean1d", "pm25@mean30d"),
+    )
+    assert config.data.stored_weather == ("u", "v", "no", "blh")
+    assert config.data.stored == ("u", "v", "no", "blh", "pm25")
+    for channel in config.input_channels:
+        assert configs.channel(channel.name) == channel
+    kinds = [channel for channel in config.input_channels if channel.to_come]
+    assert [channel.hours for channel in kinds] == [6, 6, 12, 12]
+    with pytest.raises(ValueError, match="is no channel"):
+        configs.channel("pm25@12")
+
+
+@pytest.mark.parametrize(
+    ("weather", "words"),
+    [
+        ("data.weather=[pm25]", "'pm25' is a target; read after the input time it is the truth"),
+        ("data.weather=[elevation]", "'elevation' does not change"),
+        ("data.weather_hours=[12, 100]", "100 is beyond the longest of data.lead_times, 96"),
+        ("data.weather_hours=[0, 12]", "must be positive, found 0"),
+    ],
+)
+def test_weather_that_cannot_be_is_refused(path: Path, weather: str, words: str):
+    with pytest.raises(AqnetError, match=words):
+        configs.load(path, ["data.weather=[u]", "data.weather_hours=[12]", weather])
+
+
+def test_recent_days_need_the_value_they_are_relative_to(path: Path):
+    with pytest.raises(AqnetError, match=r"data\.recent_days: the mean of 'co' .*data\.variables"):
+        configs.load(
+            path, ["data.targets=[pm25, co]", "model.predict=value", "data.recent_days=[7]"]
+        )
 
 
 def test_accumulation_divides_or_names_the_nearest(path: Path):

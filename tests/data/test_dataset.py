@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from aqnet.batch import Statistics
-from aqnet.data import dataset, statistics
-from aqnet.data.store import Store, open_store
+from aqnet.data import dataset, record
+from aqnet.data.store import Kind, Store, open_store
 from aqnet.errors import AqnetError
 from tests.data.worlds import (
     FIRST,
@@ -126,15 +126,23 @@ def test_history_may_lie_outside_the_split(folder: Path):
 def test_an_item_reads_one_chunk_for_each_time(folder: Path, monkeypatch: pytest.MonkeyPatch):
     train = samples(config(folder), "train", STATISTICS)
     rows, read = [], Store.read
-    monkeypatch.setattr(Store, "read", lambda self, row: rows.append(row) or read(self, row))
+
+    def noted(self: Store, row: int, kind: Kind) -> np.ndarray:
+        rows.append((row, kind))
+        return read(self, row, kind)
+
+    monkeypatch.setattr(Store, "read", noted)
     _ = train[2]
-    assert sorted(rows) == [2, 5, 26]
+    assert sorted(rows) == [(2, "air"), (2, "weather"), (5, "air"), (26, "air")]
     _ = train[-1]
-    assert len(rows) == 3
+    assert len(rows) == 4
     rows.clear()
     history = config(folder, history_hours=[0, -24])
     _ = samples(history, "train", STATISTICS)[2]
-    assert sorted(rows) == [2, 26, 47]  # its target in 3 h lies in the gap
+    assert sorted(rows) == [  # its target in 3 h lies in the gap
+        *((2, "air"), (2, "weather")),
+        *((26, "air"), (26, "weather"), (47, "air")),
+    ]
 
 
 def test_the_empty_item_has_the_shapes_of_others_and_counts_nowhere(folder: Path):
@@ -154,7 +162,7 @@ def test_the_empty_item_has_the_shapes_of_others_and_counts_nowhere(folder: Path
 
 def test_target_fields_are_physical_and_in_time_order(folder: Path):
     settings = config(folder)
-    stores = dataset.open_stores(settings)
+    stores = record.open_stores(settings)
     found = list(dataset.target_fields(settings, stores, "train", lambda hours: hours % 24 != 7))
     times = [time for time, _ in found]
     expected_times = [t for t in range(FIRST, hour("2016-01-02")) if t not in GAP and t % 24 != 7]
@@ -173,30 +181,6 @@ def test_thinned_items_are_evenly_spread(folder: Path):
     assert len(train.thinned(len(train) - 1)) == len(set(train.thinned(len(train) - 1).times))
 
 
-def test_initial_rho_equals_a_loop_over_cells(folder: Path):
-    train = samples(config(folder), "train", STATISTICS)
-    rho = statistics.initial_rho(train)
-    for k, lead in enumerate((3, 24)):
-        for t, name in enumerate(("o3", "pm25")):
-            top = bottom = 0.0
-            for time in train.times.tolist():
-                now, later = normalised(name, time), normalised(name, time + lead)
-                for y, x in zip(*np.nonzero(grid().mask.numpy()), strict=True):
-                    if np.isfinite(now[y, x]) and np.isfinite(later[y, x]):
-                        top += now[y, x] * later[y, x]
-                        bottom += now[y, x] ** 2
-            assert rho[k, t].item() == pytest.approx(top / bottom, rel=1e-5, abs=1e-6)
-
-
-def test_initial_rho_is_zero_where_there_is_no_pair(folder: Path):
-    split = {"train": [2015], "validation": ["2016-01-02"], "test": ["2016-01-03/2016-12-31"]}
-    settings = config(folder, lead_times=[3, 24 * 100], split=split)  # the record ends before
-    test = samples(settings, "test", STATISTICS)
-    rho = statistics.initial_rho(test)
-    assert rho[1].tolist() == [0.0, 0.0]
-    assert (rho[0] != 0).all()
-
-
 def test_lead_times_that_no_hour_of_the_stores_has_are_refused(folder: Path):
     split = {"train": ["2015/2016"], "validation": ["2016"], "test": ["2016"]}
     settings = config(folder, lead_times=[2400, 2403], split=split)
@@ -207,7 +191,7 @@ def test_lead_times_that_no_hour_of_the_stores_has_are_refused(folder: Path):
 def test_damaged_chunk_is_named_with_its_time(tmp_path: Path):
     write_both(tmp_path)
     train = samples(config(tmp_path), "train", STATISTICS)
-    shard = sorted(p for p in (tmp_path / "2015.zarr/fields/c").rglob("*") if p.is_file())[0]
+    shard = sorted(p for p in (tmp_path / "2015.zarr/air/c").rglob("*") if p.is_file())[0]
     data = bytearray(shard.read_bytes())
     data[20] ^= 1
     shard.write_bytes(data)
@@ -221,32 +205,32 @@ def test_a_store_under_the_name_of_another_year_is_refused(tmp_path: Path):
     shutil.rmtree(tmp_path / "2016.zarr")
     shutil.copytree(tmp_path / "2015.zarr", tmp_path / "2016.zarr")
     with pytest.raises(AqnetError, match=r"2016\.zarr: holds 2015-12-29T00, which is not of 2016"):
-        dataset.open_stores(config(tmp_path))
+        record.open_stores(config(tmp_path))
 
 
 def test_stores_that_do_not_fit_together_are_refused_by_name(tmp_path: Path):
     write(tmp_path, 2015, list(range(FIRST, FIRST + 30)))
     with pytest.raises(AqnetError, match=r"2016\.zarr: no such store"):
-        dataset.open_stores(config(tmp_path))
+        record.open_stores(config(tmp_path))
     for at, (other, message) in enumerate(
         [
             ({"grid": grid(mask=torch.ones(3, 4, dtype=torch.bool))}, "another mask"),
-            ({"names": ("pm25", "temp", "o3")}, "other channels"),
-            ({"names": ("temp", "pm25", "co")}, "lacks the variable 'o3'"),
+            ({"air": ("o3", "pm25")}, "other channels"),
+            ({"air": ("pm25", "co")}, "lacks the variable 'o3'"),
         ]
     ):
         folder = tmp_path / str(at)
         write(folder, 2015, list(range(FIRST, FIRST + 30)))
         write(folder, 2016, list(range(FIRST + 72, FIRST + 102)), **other)
         with pytest.raises(AqnetError, match=rf"2016\.zarr: .*{message}"):
-            dataset.open_stores(config(folder))
+            record.open_stores(config(folder))
 
 
 def test_an_hour_in_two_stores_is_refused(tmp_path: Path):
     write(tmp_path, 2015, list(range(FIRST, FIRST + 30)))
     first = open_store(tmp_path / "2015.zarr")
     with pytest.raises(AqnetError, match="2015-12-29T00 is there twice"):
-        dataset.TimeIndex([first, first])
+        record.TimeIndex([first, first])
 
 
 def test_a_split_without_samples_and_missing_statistics_are_errors(folder: Path):

@@ -15,7 +15,7 @@ from aqnet.data.sampler import EvaluationSampler
 from aqnet.errors import AqnetError
 from aqnet.grid import Grid
 from tests.data.test_dataset import STATISTICS, folder
-from tests.data.worlds import FIRST, NAMES, config, hour, samples, write_both
+from tests.data.worlds import AIR, FIRST, WEATHER, config, hour, samples, write_both
 
 __all__ = ["folder"]  # the fixture
 
@@ -49,7 +49,7 @@ def test_iterating_the_loader_leaves_the_default_random_numbers_alone(folder: Pa
 def test_damage_found_in_a_loader_process_is_the_same_one_line(tmp_path: Path, workers: int):
     write_both(tmp_path)
     train = samples(config(tmp_path), "train", STATISTICS)
-    (tmp_path / "2015.zarr/fields/c/0/0/0/0").write_bytes(b"short")
+    (tmp_path / "2015.zarr/air/c/0/0/0/0").write_bytes(b"short")
     batches = loader.loader(train, EvaluationSampler(4, 2, 0, 1), workers)
     with pytest.raises(AqnetError, match=r"2015\.zarr: the fields of 2015-12-29T") as error:
         next(iter(batches))
@@ -98,7 +98,8 @@ def test_memory_stays_flat_over_20000_items(tmp_path: Path):
     for year, first in ((2015, FIRST), (2016, hour("2016-01-01"))):
         writer = store_writer.create(
             tmp_path / f"{year}.zarr",
-            names=NAMES,
+            weather=WEATHER,
+            air=AIR,
             units={"temp": "K", "pm25": "ug m-3", "o3": "ug m-3"},
             time=np.arange(first, first + 72),
             grid=everywhere,

@@ -36,7 +36,7 @@ def config(tmp_path: Path) -> configs.Config:
             "targets": ["pm25"],
             "split": days,
         },
-        "model": {"scan": "raster", "terrain": {"enabled": False}},
+        "model": {"scan": "raster", "transport": "off", "terrain": {"enabled": False}},
         "train": {"max_steps": 1},
     }
     return configs.from_dict(tree, "here")
@@ -47,7 +47,8 @@ def stores(tmp_path: Path) -> list[store.Store]:
     lat = torch.arange(12, dtype=torch.float64).reshape(3, 4)
     writer = store_writer.create(
         tmp_path / "2015.zarr",
-        names=("psfc", "pm25"),
+        weather=("psfc",),
+        air=("pm25",),
         units={"psfc": "Pa", "pm25": "ug m-3"},
         time=np.arange(FIRST, FIRST + 72),
         grid=Grid(lat, lat, None, lat > 2),

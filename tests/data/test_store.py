@@ -30,7 +30,8 @@ def begin(path: Path, dtype: str = "float32") -> store_writer.StoreWriter:
     mask = torch.from_numpy(elevation > 3)
     return store_writer.create(
         path,
-        names=("u", "v", "pm25"),
+        weather=("u", "v"),
+        air=("pm25",),
         units={"u": "m s-1", "v": "m s-1", "pm25": "ug m-3", "elevation": "m"},
         time=np.arange(400000, 400000 + HOURS),
         grid=Grid(torch.from_numpy(lat), torch.from_numpy(lon), torch.from_numpy(elevation), mask),
@@ -62,11 +63,13 @@ def test_what_is_written_is_read_back(written: Path):
 
 
 def test_zarr_and_xarray_read_the_same_with_real_coordinates(written: Path):
-    array = zarr.open_group(written, mode="r")["fields"]
-    np.testing.assert_array_equal(array[...], fields())
+    group = zarr.open_group(written, mode="r")
+    np.testing.assert_array_equal(group["weather"][...], fields()[:, :2])
+    np.testing.assert_array_equal(group["air"][...], fields()[:, 2:])
     opened = xarray.open_zarr(written, consolidated=False)
-    found = opened["fields"].sel(time=np.datetime64(400009, "h"))
-    np.testing.assert_array_equal(found, fields()[9])
+    found = opened["air"].sel(time=np.datetime64(400009, "h"))
+    np.testing.assert_array_equal(found, fields()[9, 2:])
+    assert opened["daily_sum"].sel(day=np.datetime64(400009, "h").astype("datetime64[D]")).shape
     assert found.coords["lat"].dims == ("y", "x")
     assert found.coords["lon"].attrs["units"] == "degrees_east"
 
@@ -130,7 +133,7 @@ def test_a_folder_that_is_no_store_is_named(tmp_path: Path):
 
 
 def shards(path: Path) -> list[Path]:
-    return sorted(file for file in (path / "fields/c").rglob("*") if file.is_file())
+    return sorted(file for file in (path / "air/c").rglob("*") if file.is_file())
 
 
 def test_flipped_bits_are_named_with_the_time(written: Path):
@@ -153,7 +156,7 @@ def test_flipped_bits_are_named_with_the_time(written: Path):
 def test_missing_files_are_noticed_when_opening(written: Path):
     shards(written)[1].unlink()
     with pytest.raises(
-        AqnetError, match=r"fields/c/1/0/0/0 is missing, the fields from 2015-08-21T16 on \(1 in"
+        AqnetError, match=r"air/c/1/0/0/0 is missing, from 2015-08-21T16 on \(1 files in all"
     ):
         store.open_store(written)
 
@@ -164,7 +167,7 @@ def test_hours_missing_everywhere_have_a_chunk_of_their_own(written: Path):
 
 
 def test_a_chunk_lost_inside_a_shard_is_named(written: Path):
-    array = zarr.open_group(written, mode="r+")["fields"]
+    array = zarr.open_group(written, mode="r+")["air"]
     array[7:8] = store.FILL  # Zarr leaves it out of the shard
     with pytest.raises(AqnetError, match=r"2015\.zarr: the fields of 2015-08-19T23"):
         store.open_store(written).read(7)
@@ -177,7 +180,7 @@ def test_files_lost_after_opening_are_never_read_as_missing_values(written: Path
         opened.read(50)
 
 
-@pytest.mark.parametrize("name", ["static", "mask", "time", "lat", "lon"])
+@pytest.mark.parametrize("name", ["static", "mask", "time", "day", "lat", "lon"])
 def test_damage_of_a_small_array_is_an_error_when_opening(written: Path, name: str):
     (chunk,) = (file for file in (written / name / "c").rglob("*") if file.is_file())
     data = bytearray(chunk.read_bytes())
@@ -250,9 +253,107 @@ def test_a_block_whose_file_was_lost_is_written_again(tmp_path: Path):
     writer.write(0, fields()[:48])
     writer.write(48, fields()[48:])
     assert begin(tmp_path / "2015.zarr").missing() == []
-    store.shard_path(tmp_path / "2015.zarr.partial", 0).unlink()
+    store.shard_path(tmp_path / "2015.zarr.partial/weather", 0).unlink()
     again = begin(tmp_path / "2015.zarr")
     assert again.missing() == [range(48)]
     again.write(0, fields()[:48])
     again.commit()
     np.testing.assert_array_equal(store.open_store(tmp_path / "2015.zarr").read(0), fields()[0])
+
+
+def test_weather_and_air_are_read_apart(written: Path):
+    opened = store.open_store(written)
+    assert opened.channels == {"weather": ("u", "v"), "air": ("pm25",)}
+    np.testing.assert_array_equal(opened.read(9, "weather"), fields()[9, :2])
+    shutil.rmtree(written / "weather/c")
+    np.testing.assert_array_equal(opened.read(9, "air"), fields()[9, 2:])
+    with pytest.raises(
+        AqnetError, match=r"zarr: the fields of 2015-08-20T01 cannot be read from weather"
+    ):
+        opened.read(9, "weather")
+
+
+def test_a_store_may_hold_no_weather(tmp_path: Path):
+    grid = Grid(*(torch.zeros(4, 5, dtype=torch.float64),) * 2, None, torch.ones(4, 5) > 0)
+    writer = store_writer.create(
+        tmp_path / "2015.zarr",
+        weather=(),
+        air=("pm25", "o3", "co"),
+        units={},
+        time=np.arange(400000, 400000 + HOURS),
+        grid=grid,
+        static={},
+        source={},
+    )
+    writer.write(0, fields())
+    writer.commit()
+    np.testing.assert_array_equal(store.open_store(writer.path).read(9), fields()[9])
+
+
+def day_sums(day: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of all hours before a day, by their definition."""
+    hours = np.arange(400000, 400000 + HOURS)
+    values = fields()[hours < 24 * day, 2:].astype(np.float64)
+    return np.nansum(values, axis=0), np.isfinite(values).sum(axis=0)
+
+
+def test_running_sums_of_days_are_those_of_all_hours_before(written: Path):
+    opened = store.open_store(written)
+    first = 400000 // 24
+    assert opened.first_day == first
+    for day in range(first - 2, first + 9):
+        total, count = opened.before(day)
+        expected, present = day_sums(day)
+        np.testing.assert_allclose(total, expected, atol=1e-4)
+        np.testing.assert_array_equal(count, present)
+    assert (count > 0).all() and count[0, 0, 0] == HOURS - 1 and count[0, 2, 3] == HOURS - 1
+
+
+def test_days_without_an_hour_keep_the_sums_of_the_day_before(tmp_path: Path):
+    grid = Grid(*(torch.zeros(4, 5, dtype=torch.float64),) * 2, None, torch.ones(4, 5) > 0)
+    time = np.array([400000, 400001, 400000 + 70 * 24])
+    writer = store_writer.create(
+        tmp_path / "2015.zarr",
+        weather=(),
+        air=("a", "b", "c"),
+        units={},
+        time=time,
+        grid=grid,
+        static={},
+        source={},
+    )
+    writer.write(0, fields()[:3])
+    writer.commit()
+    opened = store.open_store(writer.path)
+    first = 400000 // 24
+    for day in (first + 1, first + 69, first + 70):
+        np.testing.assert_allclose(opened.before(day)[0], np.nansum(fields()[:2], 0), atol=1e-5)
+    np.testing.assert_allclose(opened.before(first + 71)[0], np.nansum(fields()[:3], 0), atol=1e-5)
+
+
+def test_sums_of_days_do_not_depend_on_the_blocks_that_wrote_them(written: Path, tmp_path: Path):
+    whole = begin(tmp_path / "whole.zarr")
+    whole.write(0, fields())
+    whole.commit()
+    for name in ("daily_sum", "daily_count"):
+        for file in (written / name / "c").rglob("0/0/0/0"):
+            other = whole.path / file.relative_to(written)
+            assert file.read_bytes() == other.read_bytes()
+
+
+def test_damaged_daily_sums_are_named_with_their_day(written: Path):
+    (file,) = (file for file in (written / "daily_sum/c").rglob("*") if file.is_file())
+    data = bytearray(file.read_bytes())
+    data[30] ^= 4
+    file.write_bytes(data)
+    opened = store.open_store(written)
+    with pytest.raises(
+        AqnetError, match=r"2015\.zarr: the fields of 2015-08-19 cannot be read from daily_sum"
+    ):
+        opened.before(opened.first_day + 1)
+
+
+def test_a_store_of_format_4_is_refused_with_what_to_do(written: Path):
+    zarr.open_group(written, mode="r+").attrs["format_version"] = 4
+    with pytest.raises(AqnetError, match="format version 4, expected 5; remove it and prepare it"):
+        store.open_store(written)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import zarr
 
-from aqnet.data.synthetic import UNITS, World, advect, simulate, write_year
+from aqnet.data.synthetic import UNITS, Weather, World, advect, simulate, write_year
 
 START = 376944  # 2013-01-01 00 UTC
 HOURS = 24 * 21
@@ -45,18 +45,46 @@ def test_nan_lies_exactly_outside_one_mask_and_xarray_opens_the_store(tmp_path: 
 
 @pytest.mark.parametrize("season", ["2013-01-05", "2014-07-05"])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_moving_pm25_along_its_wind_beats_persistence(world: World, seed: int, season: str) -> None:
+def test_moving_pm25_beats_persistence_best_by_a_wind_faster_and_veered_from_the_stored(
+    world: World, seed: int, season: str
+) -> None:
     start, hours = int(np.datetime64(season, "h").astype(int)), 24 * 10
     fields = list(simulate(world, start, hours, seed))
-    moved = stayed = 0.0
+    turned_back = np.exp(-1j * np.radians(20.0)) / 0.65
+    ways = np.array([0.0, 1.0, np.conj(turned_back), turned_back])  # times u + i v
+    errors = np.zeros(len(ways))
     for row in range(0, hours - 12, 12):
         now, truth = fields[row], fields[row + 12]["pm25"]
-        forecast = now["pm25"][None]
-        for _ in range(12):  # the wind of the input time: what a forecast can know
-            forecast = advect(forecast, now["u"], now["v"], world, 3600.0)
-        moved += float(((forecast[0] - truth)[world.mask] ** 2).mean())
-        stayed += float(((now["pm25"] - truth)[world.mask] ** 2).mean())
-    assert np.sqrt(moved / stayed) < 0.9
+        for number, way in enumerate(ways):
+            wind = way * (now["u"] + 1j * now["v"])
+            forecast = now["pm25"][None]
+            for _ in range(12):  # the wind of the input time: what a forecast can know
+                forecast = advect(forecast, wind.real, wind.imag, world, 3600.0)
+            errors[number] += ((forecast[0] - truth)[world.mask] ** 2).mean()
+    stayed, stored, turned_twice, undone = np.sqrt(errors)
+    assert undone < 0.9 * stayed
+    assert undone < min(stored, turned_twice)
+
+
+def test_stored_wind_is_slower_and_left_of_the_mixed_layers_by_terrain_and_hour(
+    world: World,
+) -> None:
+    weather, ratios = Weather(world, seed=0), []
+    for hour, stored in enumerate(simulate(world, START, 24), START):
+        u, v, _ = weather.at(hour)
+        ratios.append((stored["u"] + 1j * stored["v"]) / (u + 1j * v))
+    speed, angle = np.abs(ratios), np.degrees(np.angle(ratios))
+    for values, usual in ((speed, 0.65), (angle, 20.0)):
+        assert 0.79 * usual < values.min() < 0.93 * usual
+        assert 1.07 * usual < values.max() < 1.22 * usual
+    at_105 = int(np.abs(world.lon - 105).argmin())
+    day, night = 7, 19  # UTC, 14 and 2 h local time there
+    assert (speed[day] > speed[night])[:, at_105].all()
+    assert (angle[day] < angle[night])[:, at_105].all()
+    column = world.elevation[:, at_105]
+    high, low = column.argmax(), column.argmin()
+    assert speed[day, high, at_105] < speed[day, low, at_105]
+    assert angle[day, high, at_105] > angle[day, low, at_105]
 
 
 def test_years_made_apart_fit_together(world: World) -> None:

@@ -8,11 +8,13 @@ import torch
 
 from aqnet import config as configs
 from aqnet.batch import Statistics
-from aqnet.data.dataset import ForecastDataset, open_stores
+from aqnet.data.dataset import ForecastDataset
 from aqnet.data.prepare import store_writer
+from aqnet.data.record import open_stores
 from aqnet.grid import Grid
 
-NAMES = ("temp", "pm25", "o3")
+WEATHER, AIR = ("temp",), ("pm25", "o3")
+NAMES = (*WEATHER, *AIR)
 SHAPE = (3, 4)
 
 
@@ -51,25 +53,28 @@ def write(folder: Path, year: int, times: list[int], **other: Any) -> None:
     assert where.elevation is not None
     writer = store_writer.create(
         folder / f"{year}.zarr",
-        names=other.get("names", NAMES),
+        weather=other.get("weather", WEATHER),
+        air=other.get("air", AIR),
         units={"temp": "K", "pm25": "ug m-3", "o3": "ug m-3"},
         time=np.array(times, dtype=np.int64),
         grid=where,
         static={"elevation": where.elevation.numpy()},
         source={},
     )
-    writer.write(0, np.stack([value(time) for time in times]))
+    written = other.get("value", value)
+    writer.write(0, np.stack([written(time) for time in times]))
     writer.commit()
 
 
-def write_both(folder: Path) -> None:
+def write_both(folder: Path, **other: Any) -> None:
     times = [time for time in range(FIRST, LAST + 1) if time not in GAP]
     border = hour("2016-01-01")
-    write(folder, 2015, [time for time in times if time < border])
-    write(folder, 2016, [time for time in times if time >= border])
+    write(folder, 2015, [time for time in times if time < border], **other)
+    write(folder, 2016, [time for time in times if time >= border], **other)
 
 
 def config(folder: Path, **data: Any) -> configs.Config:
+    model = {"scan": "raster", "transport": "off", **data.pop("model", {})}
     tree = {
         "run_dir": "run",
         "data": {
@@ -84,7 +89,7 @@ def config(folder: Path, **data: Any) -> configs.Config:
             },
             **data,
         },
-        "model": {"scan": "raster"},
+        "model": model,
         "train": {"max_steps": 1, "effective_batch": 24, "micro_batch": 2},
     }
     return configs.from_dict(tree, "here")

@@ -28,7 +28,7 @@ CONFIG = configs.from_dict(
             "lead_times": list(LEADS),
             "split": {"train": ["2017"], "validation": ["2018-01"], "test": ["2018-02"]},
         },
-        "model": {"scan": "raster", "terrain": {"enabled": False}},
+        "model": {"scan": "raster", "transport": "off", "terrain": {"enabled": False}},
         "train": {"max_steps": 1},
     },
     "here",
@@ -49,6 +49,11 @@ def truth_at(hour: int) -> np.ndarray:
     return values
 
 
+def observed_at(hour: int) -> baselines.Observed:
+    wind = np.random.default_rng(int(hour) + 3).normal(0, 5, (2, *SHAPE)).astype(np.float32)
+    return baselines.Observed(truth_at(hour), wind)
+
+
 class ExternalForecast:
     """A forecast of PM2.5 alone, which has no value in the first cell at 12 h."""
 
@@ -64,7 +69,8 @@ class ExternalForecast:
 def fitted() -> baselines.Baselines:
     training = range(FIRST - 24 * 40, FIRST + 24 * 4)
     stream = lambda wanted: ((hour, truth_at(hour)) for hour in training)  # noqa: E731
-    return baselines.fit(stream, MASK.numpy(), 2, LEADS, {1, 2})
+    times = np.array(training)[:-24]
+    return baselines.fit(stream, times, observed_at, GRID, LEADS, {1, 2})
 
 
 def batches() -> Iterator[tuple[Batch, torch.Tensor]]:
@@ -80,7 +86,7 @@ def batches() -> Iterator[tuple[Batch, torch.Tensor]]:
 
 def scored(simple: baselines.Baselines, others: tuple[ExternalForecast, ...] = ()) -> run.Scorer:
     regions = {"north": GRID.lat.numpy() > 40}
-    scorer = run.Scorer(CONFIG, GRID, STATISTICS, simple, truth_at, run.Besides(regions, others))
+    scorer = run.Scorer(CONFIG, GRID, STATISTICS, simple, observed_at, run.Besides(regions, others))
     for batch, forecast in batches():
         for item in scorer.score(batch, forecast):
             scorer.add(item)
@@ -158,7 +164,7 @@ def test_forecast_that_lacks_pairs_is_never_beside_scores_of_other_pairs(
     common = [row for row in rows if row["subset"] == "common_cams"]
     # 24 h is whole, so it stands in every subset; 12 h lacks a cell; NO2 is not there at all
     assert {(row["pollutant"], row["lead_time_hours"]) for row in common} == {("pm25", 12)}
-    assert {row["forecast"] for row in common} == {*run.FORECASTS, "cams"}
+    assert {row["forecast"] for row in common} == {"aqnet", *baselines.SIMPLE, "cams"}
     groups: dict[tuple, set[int]] = {}
     for row in rows:
         keys = ("pollutant", "lead_time_hours", "region", "subset")

@@ -17,7 +17,7 @@ def test_training_on_a_damaged_hour_ends_with_one_line_that_names_it(
     stores = tmp_path / "stores"
     shutil.copytree(tiny["data"]["stores"], stores)
     for shard in range(4):  # of the training fortnight
-        file = stores / f"2015.zarr/fields/c/{shard}/0/0/0"
+        file = stores / f"2015.zarr/air/c/{shard}/0/0/0"
         data = bytearray(file.read_bytes())
         for at in range(1000, len(data) - 1000, 500):
             data[at] ^= 64
@@ -37,7 +37,7 @@ def test_inspect_tells_a_wrong_path_from_a_damaged_store(tiny: dict[str, Any], t
     result = run("-m", "aqnet.data.inspect", str(tmp_path / "nowhere.zarr"), status=2)
     assert result.stderr == f"error: {tmp_path}/nowhere.zarr: no such file or folder\n"
     shutil.copytree(Path(tiny["data"]["stores"]) / "2015.zarr", tmp_path / "2015.zarr")
-    (tmp_path / "2015.zarr/fields/c/3/0/0/0").unlink()
+    (tmp_path / "2015.zarr/air/c/3/0/0/0").unlink()
     result = run("-m", "aqnet.data.inspect", str(tmp_path / "2015.zarr"), status=1)
     assert "the fields of 2015-01-07T00 cannot be read" in result.stdout
     assert "8,760, every 1 h" in result.stdout

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from aqnet.errors import AqnetError
+from aqnet.model import bias
 from aqnet.model.attention import Attention
-from aqnet.model.terrain import terrain_attention
+from aqnet.model.bias import Places
+from aqnet.model.biased_attention import biased_attention
 from tests.reference.attention import dense_attention, dense_self_attention
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -25,6 +27,12 @@ def operands(
     z = (5 * torch.rand(batch, length, generator=generator, dtype=dtype)).sort().values
     costs = 0.1 + torch.rand(2, heads, generator=generator, dtype=dtype)
     return [*normal.unbind(0), z, *costs.unbind(0)]
+
+
+def terrain_attention(
+    q: Tensor, k: Tensor, v: Tensor, z: Tensor, up: Tensor, down: Tensor
+) -> Tensor:
+    return biased_attention(q, k, v, bias.terrain(z, up, down))
 
 
 def gradients(attend: Callable[..., Tensor], tensors: list[Tensor]) -> list[Tensor]:
@@ -116,33 +124,63 @@ def test_another_device_is_refused_by_name() -> None:
 
 
 def test_the_operators_keep_torchs_rules_for_custom_operators() -> None:
-    tensors = operands(9, torch.float64)
-    leaves = [tensor.requires_grad_(at != 3) for at, tensor in enumerate(tensors)]
-    torch.library.opcheck(torch.ops.aqnet.terrain_attention.default, tuple(leaves))
+    q, k, v, z, up, down = (
+        tensor.requires_grad_(at != 3) for at, tensor in enumerate(operands(9, torch.float64))
+    )
+    hills = bias.terrain(z, up, down)
+    receivers, senders, above = (part.detach() for part in hills if part is not None)
+    receivers.requires_grad_(), above.requires_grad_()
+    for side in (above, None):
+        operator = torch.ops.aqnet.biased_attention.default
+        torch.library.opcheck(operator, (q, k, v, receivers, senders, side))
 
 
-def module(terrain: bool, dtype: torch.dtype = torch.float64, drop_rate: float = 0.0) -> Attention:
+HOURS = [12, 24, 96]
+BIASES = ("none", "terrain", "wind", "terrain and wind")
+
+
+def module(biases: str, dtype: torch.dtype = torch.float64, drop_rate: float = 0.0) -> Attention:
     torch.manual_seed(0)
-    attention = Attention(12, 3, drop_rate, terrain).to(dtype)
-    if terrain:  # heads that differ
+    hours = HOURS if "wind" in biases else ()
+    attention = Attention(12, 3, drop_rate, "terrain" in biases, hours).to(dtype)
+    if "terrain" in biases:  # heads that differ
         attention.up.data += torch.tensor([0.0, 1.0, -1.0])
         attention.down.data -= torch.tensor([0.0, 0.5, -2.0])
+    if "wind" in biases:
+        attention.travel_time.data.copy_(torch.tensor([-0.2, 0.7, 4.5]))
+        attention.travel_width.data += torch.tensor([0.0, 0.5, 1.0])
     return attention
 
 
-@pytest.mark.parametrize("terrain", [False, True])
+def places(batch: int, length: int, dtype: torch.dtype = torch.float64) -> Places:
+    """Ascending elevations of up to 4 km on a map of 2,000 km, and paths over it."""
+    generator = torch.Generator().manual_seed(length)
+    numbers = torch.rand(batch, length, 1 + 2 + 2 * len(HOURS), generator=generator)
+    z, position, displacement = numbers.to(dtype).split([1, 2, 2 * len(HOURS)], dim=-1)
+    paths = (displacement - 0.5).unflatten(-1, (len(HOURS), 2))
+    return Places(4 * z.squeeze(-1).sort().values, 2 * position - 1, paths)
+
+
+def of(where: Places, rows: slice) -> Places:
+    return where.each(lambda field: field[:, rows])
+
+
+@pytest.mark.parametrize("biases", BIASES)
 @pytest.mark.parametrize("window", [None, 1, 6, 8, 24, 100])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_module_and_its_gradients_are_those_of_the_dense_form(
-    terrain: bool, window: int | None, dtype: torch.dtype
+    biases: str, window: int | None, dtype: torch.dtype
 ) -> None:
-    attention = module(terrain, dtype)
-    x = torch.randn(2, 25, 12, dtype=dtype)
-    z = (4 * torch.rand(2, 25, dtype=dtype)).sort().values
+    attention = module(biases, dtype)
+    x, where = torch.randn(2, 25, 12, dtype=dtype), places(2, 25, dtype)
     parameters = dict(attention.named_parameters())
     copies = {name: p.detach().double().requires_grad_() for name, p in parameters.items()}
-    out = attention(x, z if terrain else None, window)
-    dense = dense_self_attention(x.double(), copies, 3, z.double() if terrain else None, window)
+    z, position, displacement = where.each(Tensor.double)
+    wind = (position, displacement, HOURS) if "wind" in biases else None
+    out = attention(x, where, window)
+    dense = dense_self_attention(
+        x.double(), copies, 3, z if "terrain" in biases else None, window, wind
+    )
     assert close(out, dense)
     cotangent = torch.randn_like(out)
     out.backward(cotangent)
@@ -151,63 +189,89 @@ def test_module_and_its_gradients_are_those_of_the_dense_form(
         assert close(gradient(parameter), gradient(copies[name])), name
 
 
-def test_one_elevation_for_all_samples_is_the_same_as_one_for_each() -> None:
-    attention = module(terrain=True)
-    x, z = torch.randn(3, 10, 12, dtype=torch.float64), torch.arange(10) / 3
-    assert torch.equal(attention(x, z), attention(x, z.repeat(3, 1)))
+def test_one_place_for_all_samples_is_the_same_as_one_for_each() -> None:
+    attention = module("terrain and wind")
+    x, where = torch.randn(3, 10, 12, dtype=torch.float64), places(1, 10)
+    everyone = where.each(lambda field: field.expand(3, *field.shape[1:]))
+    assert torch.equal(attention(x, where), attention(x, everyone))
+    assert torch.equal(attention(x, where, 4), attention(x, everyone, 4))
+
+
+def test_a_head_looks_where_its_air_comes_from() -> None:
+    # three tokens in a row 1,000 km apart; a day's air moves one place, four days' four
+    position = torch.tensor([[[0.0, 0.0], [1.0, 0.0], [2.0, 0.0]]]).double()
+    displacement = torch.tensor([-0.5, -1.0, -4.0]).double().view(1, 1, 3, 1)
+    displacement = displacement * torch.tensor([1.0, 0.0]).double()
+    days, width = torch.tensor(HOURS).double() / 24, torch.full((5,), 0.1).double()
+    time = torch.tensor([0.0, 1.0, 2.0, -1.0, 0.75]).double()
+    numbers = bias.travel(position, displacement.expand(1, 3, 3, 2), days, time, width)
+    scores = numbers.receivers @ numbers.senders.transpose(1, 2)
+    # the last token, by head: itself, its neighbour, the first, the air yet to come, between two
+    assert scores[0, :4, 2].argmax(dim=-1).tolist() == [2, 1, 0, 2]
+    assert torch.isclose(scores[0, 4, 2, 1], scores[0, 4, 2, 2] + (0.75**2 - 0.25**2) / 0.02)
+    assert scores[0, 3, 1].argmax() == 2
 
 
 def test_tokens_of_other_windows_change_nothing() -> None:
-    attention = module(terrain=True)
-    x, z = torch.randn(1, 10, 12, dtype=torch.float64), torch.arange(10) / 3
-    before = attention(x, z, window=4)
-    x[:, :8], z[:8] = torch.nan, torch.nan
-    after = attention(x, z, window=4)
+    attention = module("terrain and wind")
+    x, where = torch.randn(1, 10, 12, dtype=torch.float64), places(1, 10)
+    before = attention(x, where, window=4)
+    for field in (x, *where):
+        assert field is not None
+        field[:, :8] = torch.nan
+    after = attention(x, where, window=4)
     assert torch.equal(before[:, 8:], after[:, 8:])
 
 
-def test_parameters_are_climax_ones_and_terrain_starts_at_half_per_km() -> None:
+def test_parameters_are_climax_ones_and_biases_start_as_documented() -> None:
     plain = {"qkv.weight", "qkv.bias", "proj.weight", "proj.bias"}
     assert set(Attention(8, 2, 0.0, False).state_dict()) == plain
     attention = Attention(8, 2, 0.0, True)
     assert set(attention.state_dict()) == plain | {"up", "down"}
     for raw in (attention.up, attention.down):
         assert torch.allclose(torch.nn.functional.softplus(raw), torch.full((2,), 0.5))
+    attention = Attention(10, 5, 0.0, False, [48, 12])
+    assert set(attention.state_dict()) == plain | {"travel_time", "travel_width"}
+    assert attention.travel_time.tolist() == [0.0, 0.5, 1.0, 2.0, 0.0]
+    assert torch.allclose(torch.nn.functional.softplus(attention.travel_width), torch.tensor(0.6))
 
 
-def test_terrain_without_elevation_is_refused() -> None:
+def test_a_bias_without_its_places_is_refused() -> None:
     with pytest.raises(ValueError, match="elevation_km"):
-        module(terrain=True)(torch.zeros(1, 4, 12, dtype=torch.float64))
+        module("terrain")(torch.zeros(1, 4, 12, dtype=torch.float64))
+    with pytest.raises(ValueError, match="displacement"):
+        module("wind")(torch.zeros(1, 4, 12, dtype=torch.float64), Places(torch.zeros(1, 4)))
 
 
+@pytest.mark.parametrize("biases", BIASES[1:])
 @pytest.mark.parametrize("window", [None, 8])
-def test_under_bf16_autocast_terrain_runs_in_fp32(window: int | None) -> None:
-    attention = module(terrain=True, dtype=torch.float32)
-    x, z = torch.randn(2, 20, 12), (5 * torch.rand(2, 20)).sort().values
+def test_under_bf16_autocast_biases_run_in_fp32(window: int | None, biases: str) -> None:
+    attention = module(biases, dtype=torch.float32)
+    x, where = torch.randn(2, 20, 12), places(2, 20, torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
-        out = attention(x, z, window)
+        out = attention(x, where, window)
         q, k, v = (tensor.bfloat16() for tensor in operands(20, torch.float32)[:3])
         _, _, _, height, up, down = operands(20, torch.float32)
         low = terrain_attention(q, k, v, height, up, down)
     assert out.dtype == torch.bfloat16
-    assert (out - attention(x, z, window)).abs().max() < 0.03
+    assert (out - attention(x, where, window)).abs().max() < 0.03
     assert close(low, dense_attention(q.float(), k.float(), v.float(), height, up, down))
     out.float().sum().backward()
     assert all(gradient(p).dtype == torch.float32 for p in attention.parameters())
     assert all(gradient(p).isfinite().all() for p in attention.parameters())
 
 
-@pytest.mark.parametrize("terrain", [False, True])
+@pytest.mark.parametrize("biases", BIASES)
 @pytest.mark.parametrize("autocast", [False, True])
-def test_module_compiles_as_one_graph(terrain: bool, autocast: bool) -> None:
-    attention = module(terrain, torch.float32)
-    x, z = torch.randn(2, 22, 12), torch.rand(22).sort().values
+def test_module_compiles_as_one_graph(biases: str, autocast: bool) -> None:
+    attention = module(biases, torch.float32)
+    x, where = torch.randn(2, 22, 12), places(1, 22, torch.float32)
     compiled = torch.compile(attention, fullgraph=True, backend="aot_eager")
     results = []
     for run in (attention, compiled):
         attention.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            out = run(x, z, 8)
+            out = run(x, where, 8)
         out.float().square().sum().backward()
         results.append([out, *(gradient(p).clone() for p in attention.parameters())])
     for eager, graph in zip(*results, strict=True):
@@ -215,7 +279,7 @@ def test_module_compiles_as_one_graph(terrain: bool, autocast: bool) -> None:
 
 
 def test_dropout_acts_in_training_only() -> None:
-    attention = module(terrain=False, drop_rate=0.5)
+    attention = module("none", drop_rate=0.5)
     x = torch.randn(1, 6, 12, dtype=torch.float64)
     assert (attention(x) == 0).any()
     assert not (attention.eval()(x) == 0).any()

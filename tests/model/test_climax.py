@@ -36,6 +36,7 @@ def test_forecast_has_all_lead_times_and_is_nan_only_outside_the_tokens(mode, to
 def test_parameters_bear_the_names_and_shapes_of_climax():
     model = model_of(lead_time_mode="conditioned")
     shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
+    buffers = {"transport.speed", "transport.turn"}
     expected = {
         "token_embeds.proj_weights": [8, 16, 1, 2, 2],
         "token_embeds.proj_biases": [8, 16],
@@ -53,7 +54,7 @@ def test_parameters_bear_the_names_and_shapes_of_climax():
         "head.4.weight": [8, 16],
     }
     assert expected.items() <= shapes.items()
-    assert set(model.state_dict()) == set(shapes)  # index tensors are not saved
+    assert set(model.state_dict()) == set(shapes) | buffers  # index tensors are not saved
 
 
 def test_one_conditioned_lead_time_is_as_in_the_list():
@@ -75,7 +76,7 @@ def test_samples_of_a_batch_do_not_touch(settings):
 
 def wind_only_scan(**settings: Any) -> ClimaX:
     """A model on which wind acts through the order alone: its own embeddings are zero."""
-    model = model_of(**settings)
+    model = model_of(transport="off", **settings)
     with torch.no_grad():
         model.token_embeds.proj_weights[:2] = 0
     return model
@@ -130,7 +131,7 @@ def test_change_prediction_starts_at_damped_persistence():
     for settings in ({}, {"lead_time_mode": "conditioned"}):
         model = model_of(random=False, **settings)
         rho = torch.rand(4, 2, dtype=torch.float64)
-        model.set_rho(rho)
+        model.start_from(rho)
         fields, *times = inputs()
         expected = rho[:, :, None, None] * fields[:, None, 3:5].nan_to_num(0.0)
         out = model(fields, *times)
@@ -138,11 +139,28 @@ def test_change_prediction_starts_at_damped_persistence():
         assert inside.any() and same(out[inside], expected.expand_as(out)[inside])
 
 
-def test_rho_of_another_shape_or_for_values_is_refused():
+def test_change_prediction_along_the_wind_starts_at_what_the_air_brings():
+    model = model_of(random=False)
+    here, there = torch.rand(2, 4, 2, dtype=torch.float64)
+    model.start_from(here, there, 1.5, -20.0)
+    assert (model.transport.speed, model.transport.turn) == (1.5, -20.0)
+    fields, *times = inputs()
+    moved = model.transport(*model._wind(fields), fields[:, 3:5], torch.arange(4).expand(2, 4))
+    expected = here[:, :, None, None] * fields[:, None, 3:5].nan_to_num(0.0)
+    expected = expected + there[:, :, None, None] * moved.targets.nan_to_num(0.0)
+    out = model(fields, *times)
+    inside = out.isfinite()
+    assert not same(moved.targets[:, 3].nan_to_num(0.0), fields[:, 3:5].nan_to_num(0.0), 1e-2)
+    assert inside.any() and same(out[inside], expected.expand_as(out)[inside])
+
+
+def test_rho_of_another_shape_is_refused_and_what_a_model_lacks_is_not_looked_at():
     with pytest.raises(AqnetError, match=r"expected shape \[4, 2\].*found \[2, 4\]"):
-        model_of().set_rho(torch.zeros(2, 4))
-    with pytest.raises(AqnetError, match=r"model\.predict: change"):
-        model_of(predict="value").set_rho(torch.zeros(4, 2))
+        model_of().start_from(torch.zeros(2, 4))
+    with pytest.raises(AqnetError, match=r"expected shape \[4, 2\].*found \[4\]"):
+        model_of().start_from(torch.zeros(4, 2), torch.zeros(4))
+    for settings in ({"predict": "value"}, {"transport": "off"}, {"transport": "attention"}):
+        model_of(**settings).start_from(torch.zeros(4, 2), torch.zeros(4, 2), 2.0, 10.0)
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,8 @@ import torch
 
 from aqnet import config as configs
 from aqnet.data import statistics
-from aqnet.data.dataset import open_stores
 from aqnet.data.prepare import store_writer
-from aqnet.data.sources.view import dynamic_names
+from aqnet.data.record import open_stores
 from aqnet.grid import Grid
 from tests.conftest import run
 
@@ -39,20 +38,21 @@ SPLIT = {
 
 
 def write_store(path: Path) -> None:
-    names, grid = dynamic_names(configs.load(CONFIG).data), native_grid()
+    data, grid = configs.load(CONFIG).data, native_grid()
     assert grid.elevation is not None
     population = np.broadcast_to(np.arange(SHAPE[1], dtype=np.float32), SHAPE)
     writer = store_writer.create(
         path,
-        names=names,
-        units=dict.fromkeys(names, "1"),
+        weather=data.stored_weather,
+        air=data.targets,
+        units=dict.fromkeys(data.stored, "1"),
         time=np.array(HOURS) + int(np.datetime64("2013-01-01", "h").astype(int)),
         grid=grid,
         static={"elevation": grid.elevation.numpy(), "population": population},
         source={},
     )
     generator = np.random.default_rng(0)
-    fields = generator.normal(20, 5, (len(HOURS), len(names), *SHAPE)).astype(np.float32)
+    fields = generator.normal(20, 5, (len(HOURS), len(data.stored), *SHAPE)).astype(np.float32)
     fields[..., ~grid.mask.numpy()] = np.nan
     writer.write(0, fields)
     writer.commit()

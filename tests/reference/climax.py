@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from aqnet.batch import Statistics
 from aqnet.config import Config, Model
 from aqnet.grid import Grid
-from tests.reference.attention import dense_attention
+from tests.reference import trajectories
+from tests.reference.attention import dense_attention, travel_bias
 from tests.reference.embedding import aggregate
 from tests.reference.wind_scan import mean_wind_sector, raster_order, regional_ranks, scan_order
 
@@ -23,29 +24,38 @@ SCAN_FEATURES = 64
 
 
 class PlainBlock(nn.Module):
-    """Pre-norm block; terrain writes out every score, without it torch's own attention is used."""
+    """Pre-norm block; with a bias every score is written out, without it torch's own is used."""
 
-    def __init__(self, model: Model, terrain: bool) -> None:
+    def __init__(self, model: Model, terrain: bool, hours: list[int] | None = None) -> None:
         super().__init__()
         dim, hidden = model.embed_dim, int(model.embed_dim * model.mlp_ratio)
-        self.heads, self.terrain = model.num_heads, terrain
+        self.heads, self.terrain, self.hours = model.num_heads, terrain, hours
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.attn = nn.ModuleDict({"qkv": nn.Linear(dim, 3 * dim), "proj": nn.Linear(dim, dim)})
         if terrain:
             self.attn.up = nn.Parameter(torch.zeros(model.num_heads))
             self.attn.down = nn.Parameter(torch.zeros(model.num_heads))
+        if hours:
+            self.attn.travel_time = nn.Parameter(torch.zeros(model.num_heads))
+            self.attn.travel_width = nn.Parameter(torch.zeros(model.num_heads))
         self.mlp = nn.ModuleDict({"fc1": nn.Linear(dim, hidden), "fc2": nn.Linear(hidden, dim)})
 
-    def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        """Tokens [N, L, D] with elevations [N, L] in km."""
+    def forward(self, x: Tensor, z: Tensor, wind: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Tokens [N, L, D] with elevations [N, L] in km, and position and displacement of
+        `travel_bias`."""
         batch, length, dim = x.shape
         q, k, v = (
             part.reshape(batch, length, self.heads, -1).transpose(1, 2)
             for part in self.attn["qkv"](self.norm1(x)).split(dim, dim=-1)
         )
+        bias = up = down = None
+        if wind is not None and self.hours:
+            width = F.softplus(self.attn.travel_width)
+            bias = travel_bias(*wind, self.hours, self.attn.travel_time, width)
         if self.terrain:
             up, down = F.softplus(self.attn.up), F.softplus(self.attn.down)
-            out = dense_attention(q, k, v, z, up, down)
+        if self.terrain or bias is not None:
+            out = dense_attention(q, k, v, z if self.terrain else None, up, down, bias=bias)
         else:
             out = F.scaled_dot_product_attention(q, k, v)
         x = x + self.attn["proj"](out.transpose(1, 2).reshape(batch, length, dim))
@@ -76,7 +86,9 @@ class PlainClimaX(nn.Module):
         self.pos_embed = parameter(1, len(self.lat), dim)
         chosen = model.terrain.blocks if model.terrain.blocks is not None else range(model.depth)
         terrain = [model.terrain.enabled and number in chosen for number in range(model.depth)]
-        self.blocks = nn.ModuleList(PlainBlock(model, here) for here in terrain)
+        hours = sorted(config.data.lead_times)
+        along = hours if model.transport in ("wind", "attention") else None
+        self.blocks = nn.ModuleList(PlainBlock(model, here, along) for here in terrain)
         self.norm = nn.LayerNorm(dim)
         outputs = model.patch**2 * (num_leads if self.joint else 1) * len(config.data.targets)
         hidden = [
@@ -92,6 +104,15 @@ class PlainClimaX(nn.Module):
             self.calendar_embed = nn.Linear(3 * times + 2 * (model.calendar != "day"), dim)
         if model.predict == "change":
             self.rho = parameter(num_leads, len(config.data.targets))
+        if model.transport != "off":
+            self.transport = nn.Module()
+            self.transport.register_buffer("speed", torch.ones(()))
+            self.transport.register_buffer("turn", torch.zeros(()))
+        if model.transport in ("wind", "fields"):
+            channels = (num_leads if self.joint else 1) * len(config.data.targets)
+            self.transport.embed = nn.Linear(channels * model.patch**2, dim)
+            if model.predict == "change":
+                self.transport.rho = parameter(num_leads, len(config.data.targets))
 
     def places(self, model: Model) -> None:
         """Centre, elevation and domain of each patch, in raster order."""
@@ -124,17 +145,76 @@ class PlainClimaX(nn.Module):
         forecasts = []
         for sample in range(batch):
             orders = self.orders(fields[sample])
+            points = self.departures(fields[sample])
             parts = []
             for group in groups:
-                hours = lead_time[sample, group]
+                hours = lead_time[sample, group].tolist()
                 x = embedded[sample, self.tokens] + self.pos_embed[0, self.tokens]
                 if self.config.model.scan_embedding:
                     x = x + self.scan_embed(self.fractions(fields[sample], orders[0]).to(x.dtype))
-                x = x + self.times(int(time[sample]), hours.tolist(), x.dtype)
-                x = self.head(self.norm(self.transform(x[None], orders)))
+                x = x + self.times(int(time[sample]), hours, x.dtype)
+                if points is not None and self.config.model.transport != "attention":
+                    x = x + self.moved_tokens(self.moved(fields[sample], points, hours))
+                until = None if self.joint else hours[0]
+                wind = None if points is None else self.wind_places(points, until)
+                x = self.head(self.norm(self.transform(x[None], orders, wind)))
                 parts.append(self.unfold(x[0], len(group)))
-            forecasts.append(torch.cat(parts) + self.start(fields[sample], lead_time[sample]))
+            start = self.start(fields[sample], lead_time[sample].tolist(), points)
+            forecasts.append(torch.cat(parts) + start)
         return torch.stack(forecasts)
+
+    def physical_wind(self, field: Tensor) -> list[Tensor]:
+        """u, v [H, W] in m/s of field [V, H, W]."""
+        mean, std = self.statistics.of(("u", "v"))
+        return [
+            field[self.variables.index(name)].double() * std[at] + mean[at]
+            for at, name in enumerate(("u", "v"))
+        ]
+
+    def departures(self, field: Tensor) -> dict[int, Tensor] | None:
+        """Row and column [2, H, W] of the air that arrives at each lead time."""
+        if self.config.model.transport == "off":
+            return None
+        u, v = (part.numpy() for part in self.physical_wind(field))
+        hours = list(self.config.data.lead_times)
+        places = (self.grid.lat.numpy(), self.grid.lon.numpy(), self.grid.mask.numpy())
+        factors = float(self.transport.speed), float(self.transport.turn)
+        points = trajectories.departures(*places, (u, v), hours, *factors)
+        return dict(zip(hours, torch.from_numpy(points), strict=True))
+
+    def moved(self, field: Tensor, points: dict[int, Tensor], hours: list[int]) -> Tensor:
+        """The targets where the air comes from, 0 where unknown, [K, T, H, W]."""
+        targets = [self.variables.index(name) for name in self.config.data.targets]
+        leads = [[moved_field(field[at], points[hour]) for at in targets] for hour in hours]
+        return torch.stack([torch.stack(lead) for lead in leads]).nan_to_num(0.0).to(field.dtype)
+
+    def moved_tokens(self, moved: Tensor) -> Tensor:
+        """Of [K, T, H, W], [L, D]."""
+        patch, rows = self.config.model.patch, []
+        for token in self.tokens:
+            row, column = (patch * place for place in divmod(token, self.shape[1]))
+            rows.append(moved[:, :, row : row + patch, column : column + patch].flatten())
+        result: Tensor = self.transport.embed(torch.stack(rows))
+        return result
+
+    def wind_places(self, points: dict[int, Tensor], until: int | None) -> tuple[Tensor, Tensor]:
+        """Position [1, L, 2] and displacement [1, L, K, 2] of the tokens, 1,000 km."""
+        patch = self.config.model.patch
+        ground = self.on_ground(self.grid.lat, self.grid.lon)
+        leads = []
+        for hour in sorted(points):
+            at = points[hour if until is None else min(hour, until)]
+            moved = torch.stack([moved_field(part, at) for part in ground]) - ground
+            means = F.avg_pool2d(moved[None], patch)[0].flatten(1)
+            leads.append(means[:, self.tokens].T)
+        position = self.on_ground(self.lat[self.tokens], self.lon[self.tokens]).T
+        dtype = next(self.parameters()).dtype
+        return position[None].to(dtype), torch.stack(leads, dim=1)[None].to(dtype)
+
+    def on_ground(self, lat: Tensor, lon: Tensor) -> Tensor:
+        """East and north of the domain's centre, 1,000 km."""
+        x = torch.cos(torch.deg2rad(lat)) * torch.deg2rad(lon - self.centre[1])
+        return 6.371 * torch.stack([x, torch.deg2rad(lat - self.centre[0])])
 
     def embed(self, fields: Tensor) -> Tensor:
         """Every patch, [B, h * w, D]."""
@@ -147,11 +227,7 @@ class PlainClimaX(nn.Module):
         """Of the mean wind over the valid cells of a box of the grid; field [V, H, W]."""
         if self.config.model.scan == "raster":
             return CALM
-        mean, std = self.statistics.of(("u", "v"))
-        u, v = (
-            field[self.variables.index(name)][box].double() * std[at] + mean[at]
-            for at, name in enumerate(("u", "v"))
-        )
+        u, v = (part[box] for part in self.physical_wind(field))
         return mean_wind_sector(u, v, self.grid.mask[box] & u.isfinite() & v.isfinite(), SECTORS)
 
     def orders(self, field: Tensor) -> list[list[int]]:
@@ -214,17 +290,20 @@ class PlainClimaX(nn.Module):
         )
         yield from (solar.sin(), solar.cos(), up)
 
-    def transform(self, x: Tensor, orders: list[list[int]]) -> Tensor:
+    def transform(
+        self, x: Tensor, orders: list[list[int]], wind: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
         """The blocks, [1, L, D]; windows are runs of tokens in the order of the block."""
         z, model = self.z[self.tokens].to(x.dtype)[None], self.config.model
         for number, block in enumerate(self.blocks):
             if model.attention == "global":
-                x = block(x, z)
+                x = block(x, z, wind)
                 continue
             order, result = orders[number % 2], torch.empty_like(x)
             for first in range(0, len(order), model.window):
                 run = order[first : first + model.window]
-                result[:, run] = block(x[:, run], z[:, run])
+                here = None if wind is None else (wind[0][:, run], wind[1][:, run])
+                result[:, run] = block(x[:, run], z[:, run], here)
             x = result
         return x
 
@@ -238,14 +317,27 @@ class PlainClimaX(nn.Module):
             field[:, :, row : row + patch, column : column + patch] = cells
         return field
 
-    def start(self, field: Tensor, lead_time: Tensor) -> Tensor:
+    def start(self, field: Tensor, hours: list[int], points: dict[int, Tensor] | None) -> Tensor:
         """What `predict: change` adds to, [K, T, H, W]."""
         if self.config.model.predict == "value":
             return torch.zeros((), dtype=field.dtype)
-        known = self.config.data.lead_times
-        rho = torch.stack([self.rho[known.index(hours)] for hours in lead_time.tolist()])
+        rows = [self.config.data.lead_times.index(hour) for hour in hours]
         now = torch.stack([field[self.variables.index(name)] for name in self.config.data.targets])
-        return rho[:, :, None, None] * now.nan_to_num(0.0)
+        start = self.rho[rows, :, None, None] * now.nan_to_num(0.0)
+        if points is not None and self.config.model.transport != "attention":
+            moved = self.moved(field, points, hours)
+            start = start + self.transport.rho[rows, :, None, None] * moved
+        return start
+
+
+def moved_field(field: Tensor, points: Tensor) -> Tensor:
+    """A field [H, W] at points [2, H, W], NaN where no cell around has a value."""
+    values, (rows, columns) = field.double().numpy(), points.tolist()
+    read = [
+        [trajectories.read(values, *at) for at in zip(*both, strict=True)]
+        for both in zip(rows, columns, strict=True)
+    ]
+    return torch.tensor(read, dtype=torch.float64)
 
 
 def year_phase(hour: int) -> float:

@@ -49,8 +49,13 @@ def config(**train: object) -> Config:
         "lead_times": [12, 24],
         "split": split,
     }
-    model = {"scan": "raster", "terrain": {"enabled": False}, "predict": "value"}
-    model |= {"quantiles": list(LEVELS)}  # which Toy has not, and ToyOdds has
+    model = {
+        "scan": "raster",
+        "transport": "off",
+        "terrain": {"enabled": False},
+        "predict": "value",
+        "quantiles": list(LEVELS),  # which Toy has not, and ToyOdds has
+    }
     settings = {"max_steps": 5, "clip_norm": 1e9, "target_weights": {"co": 3.0}, **train}
     return from_dict({"run_dir": "none", "data": data, "model": model, "train": settings}, "toy")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aqnet.data.sources import units
+from aqnet.data.sources import limits
+from aqnet.data.sources.units import Conversion
 from aqnet.data.sources.view import hour_text
 from aqnet.errors import AqnetError
 
@@ -20,16 +23,20 @@ _SHOWN = 5  # of many alike
 
 @dataclass
 class Variable:
-    """One field in one pass over its hours, in `unit`.
+    """One field in one pass over its hours.
 
     Attributes:
+        convert: from the file's unit `file_unit` to the one in which its figures are.
         values, present: how many values there are, and how many are not missing.
         marked: how many of the missing are -999.
         sums, counts: per cell, shape [H, W]; None before the first block.
+        beyond: how often each value is there that cannot be, as in the file.
+        beyond_rows: hours in which there are such values.
     """
 
     name: str
-    unit: str
+    convert: Conversion
+    file_unit: str
     values: int = 0
     present: int = 0
     marked: int = 0
@@ -37,26 +44,43 @@ class Variable:
     high: float = -np.inf
     sums: Array | None = None
     counts: Array | None = None
-    infinite: list[int] = field(default_factory=list)
-    negative: list[int] = field(default_factory=list)
+    beyond: Counter[float] = field(default_factory=Counter)
+    beyond_rows: list[int] = field(default_factory=list)
 
     def add(self, first_row: int, block: Array, cells: int) -> NDArray[np.bool_]:
-        """Take in [n, H, W] (NaN = missing), of which `cells` of H x W count; returns in which of
-        the n some value is present."""
+        """Take in [n, H, W] in the file's unit (NaN = missing), of which `cells` of H x W count;
+        returns in which of the n some value is present."""
+        block, marked = limits.without_codes(block, ())
+        self.marked += marked
+        if limits.beyond(block, self.name, self.convert):
+            for row, hour in enumerate(block):
+                for wrong in limits.beyond(hour, self.name, self.convert):
+                    self.beyond[wrong.value] += wrong.number
+                    self.beyond_rows.append(first_row + row)
         there = np.isfinite(block)
-        kept = np.where(there, block, 0.0)
+        kept = np.where(there, block * self.convert.factor + self.convert.offset, 0.0)
         self.values += len(block) * cells
         self.present += int(there.sum())
-        self.low = min(self.low, float(np.where(there, block, np.inf).min()))
-        self.high = max(self.high, float(np.where(there, block, -np.inf).max()))
+        self.low = min(self.low, float(np.where(there, kept, np.inf).min()))
+        self.high = max(self.high, float(np.where(there, kept, -np.inf).max()))
         sums, counts = kept.sum(0, dtype=np.float64), there.sum(0)
         self.sums = sums if self.sums is None else self.sums + sums
         self.counts = counts if self.counts is None else self.counts + counts
-        self.infinite += (first_row + np.flatnonzero(np.isinf(block).any((1, 2)))).tolist()
-        if self.unit == units.CONCENTRATION:
-            below = (kept < -units.PACKING_NOISE).any((1, 2))
-            self.negative += (first_row + np.flatnonzero(below)).tolist()
         return np.asarray(there.any((1, 2)))
+
+    def problem(self, when: Callable[[list[int]], str]) -> str:
+        """What cannot be among its values; `when` puts hours in words."""
+        shown = ", ".join(
+            f"{limits.shown(value)} ({count:,} values)"
+            for value, count in self.beyond.most_common(_SHOWN)
+        )
+        more = ", ..." if len(self.beyond) > _SHOWN else ""
+        low, high = limits.limits(self.name, self.convert.unit)
+        hours = when(sorted(set(self.beyond_rows)))
+        return (
+            f"{self.name!r} holds {shown}{more} {self.file_unit} in {hours}; possible are "
+            f"{low:,g} to {high:,g} {self.convert.unit}"
+        )
 
     def mean_map(self) -> Array:
         """Mean of each cell, NaN where it never has a value, shape [H, W]."""
@@ -68,7 +92,7 @@ class Variable:
     def row(self) -> str:
         """Its line of the table."""
         missing = 1 - self.present / max(self.values, 1)
-        text = f"  {self.name:<12} {self.unit:<10} {missing:>8.1%}"
+        text = f"  {self.name:<12} {self.convert.unit:<10} {missing:>8.1%}"
         if self.present:
             assert self.sums is not None
             mean = float(self.sums.sum()) / self.present
@@ -83,6 +107,7 @@ class Findings:
     Attributes:
         times: hours since 1970 UTC as they stand in the file, None where unreadable.
         lat, lon: degrees, [H, W]; mask: the domain of a training store.
+        unusable: fields that could not be read, so that nothing is known of them.
     """
 
     path: Path
@@ -94,6 +119,7 @@ class Findings:
     lat: Array | None = None
     lon: Array | None = None
     mask: Array | None = None
+    unusable: list[str] = field(default_factory=list)
     _damage: list[str] = field(default_factory=list)
     _seen: set[int] = field(default_factory=set)  # rows with a value of some field
     _lost: set[int] = field(default_factory=set)  # rows that cannot be read in some field
@@ -143,13 +169,14 @@ class Findings:
             return "unknown times"
         return f"{hour_text(self.times.min())} to {hour_text(self.times.max())}"
 
-    def begin(self, name: str, unit: str) -> Variable:
+    def begin(self, name: str, convert: Conversion, file_unit: str) -> Variable:
         """A field to be taken in block by block."""
-        self.variables[name] = Variable(name, unit)
+        self.variables[name] = Variable(name, convert, file_unit)
         return self.variables[name]
 
     def add(self, variable: Variable, block: Array, first_row: int | None) -> None:
-        """Take in hours [n, H, W] of a field from `first_row` on (None: it has no time axis)."""
+        """Take in hours [n, H, W] of a field, in the file's unit, from `first_row` on (None: it has
+        no time axis)."""
         cells = block[0].size
         if self.mask is not None:
             block, cells = np.where(self.mask, block, np.nan), int(self.mask.sum())
@@ -168,20 +195,15 @@ class Findings:
         if len(self._damage) > _SHOWN:
             self.problems.append(f"and {len(self._damage) - _SHOWN} more pieces like these")
         empty = sorted(set(range(steps)) - self._seen - self._lost)
-        if not self._seen and not self._lost:
+        if not self._seen and not self._lost and not self.unusable:
             self.problems.append("no valid cell: every field is missing everywhere")
-        elif empty:
+        elif empty and not self.unusable:
             self.problems.append(
                 f"hours in which every field is missing everywhere: {self._when(empty)}"
             )
-        for name, variable in self.variables.items():
-            if variable.infinite:
-                self.problems.append(f"{name!r} is infinite in {self._when(variable.infinite)}")
-            if variable.negative:
-                self.problems.append(
-                    f"{name!r} is below -{units.PACKING_NOISE} {variable.unit} in "
-                    f"{self._when(variable.negative)}; the lowest value is {variable.low:.4g}"
-                )
+        for variable in self.variables.values():
+            if variable.beyond:
+                self.problems.append(variable.problem(self._when))
 
     def text(self) -> str:
         """All of it, for the terminal."""

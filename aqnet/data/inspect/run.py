@@ -2,9 +2,9 @@
 
     python -m aqnet.data.inspect PATH [--png FILE_OR_DIR]
 
-PATH is a training store, an AQ_NET2 yearly Zarr store or a NetCDF file (CAQRA, CAMS, CF), which may
-be in an archive (ARCHIVE.tar.gz/FILE.nc). Exit status: 0 where no problem was found, 1 where some
-were, 2 where PATH does not exist or is a folder or an archive of such files.
+PATH is a training store, an AQ_NET2 yearly Zarr store, a NetCDF file (CAQRA, CAMS, CF), which may
+be in an archive (ARCHIVE.tar.gz/FILE.nc), or a GRIB file. Exit status: 0 where no problem was
+found, 1 where some were, 2 where PATH does not exist or is a folder or an archive of such files.
 """
 
 from __future__ import annotations
@@ -23,12 +23,10 @@ from aqnet.data import store
 from aqnet.data.inspect.findings import Findings, Variable
 from aqnet.data.prepare.parallel import ProgressLines
 from aqnet.data.sources import caqra, units
-from aqnet.data.sources import view as sources
-from aqnet.data.sources.files import TIME_NAMES, Layout, SourceFile, ZarrStore, open_file
+from aqnet.data.sources.files import SourceFile, chunks_without_values, open_file
 from aqnet.errors import AqnetError
 
 _BLOCK_BYTES = 64 * 2**20
-_COORDINATES = (*TIME_NAMES, "lat", "lon", "latitude", "longitude", "XLAT", "XLONG")
 
 Array = NDArray[Any]
 
@@ -88,8 +86,8 @@ def _training_store(found: Findings) -> None:
     )
     for name, values in opened.static.items():
         if name in opened.attributes["static_names"]:
-            found.add(found.begin(name, opened.units.get(name, "")), values[None], None)
-    variables = [found.begin(name, opened.units.get(name, "")) for name in opened.names]
+            found.add(_stored(found, opened, name), values[None], None)
+    variables = [_stored(found, opened, name) for name in opened.names]
     for rows in _progressing(len(opened.time), store.HOURS_PER_SHARD):
         shape = (rows.stop - rows.start, len(variables), *opened.grid.shape)
         block = np.full(shape, np.nan, np.float32)
@@ -105,106 +103,98 @@ def _training_store(found: Findings) -> None:
         found.problems.append("its files are not those it was finished with (SHA-256)")
 
 
+def _stored(found: Findings, opened: store.Store, name: str) -> Variable:
+    unit = opened.units.get(name, "")
+    return found.begin(name, units.Conversion(1.0, 0.0, unit), unit)
+
+
 def _source(found: Findings, file: SourceFile) -> None:
-    found.kind = "Zarr source" if found.path.is_dir() else "NetCDF source"
-    hour = caqra.hour_of(found.path)  # CAQRA says it in the name of the file
-    try:
-        found.set_times(file.times() if hour is None else np.array([hour]))
-    except AqnetError as error:
-        found.problems.append(str(error))
-    try:
-        found.set_grid(*sources.coordinates(file), None)
-    except AqnetError as error:
-        found.problems.append(str(error))
-    one_hour = found.times is not None and len(found.times) == 1
+    found.kind = "Zarr source" if found.path.is_dir() else "file of fields"
+    for read in (lambda: found.set_times(file.times.valid), lambda: _grid(found, file)):
+        try:
+            read()
+        except AqnetError as error:
+            found.problems.append(str(error))
+    if found.lat is None:
+        return  # without a grid nothing tells a field from its coordinates
     chunks: set[str] = set()
     steps = 0
-    for name, dimensions in file.dimensions.items():
-        layout = file.layout(name)
-        if layout.kind not in "fiu" or name in _COORDINATES:
+    for name in file.names:
+        if not _may_be_field(file, name):
             continue
-        static = name in STATIC_VARIABLES
-        if _off_grid(found, name, layout):
+        if found.times is None and len(file.dims(name)) > 2:
+            found.unusable.append(name)
             continue
-        if static and (len(dimensions) > 2 or set(dimensions) & set(TIME_NAMES)):
-            found.problems.append(
-                f"{name!r} is a static field, but has the dimensions {', '.join(dimensions)}"
-            )
-        elif len(dimensions) == 3 or (len(dimensions) == 2 and one_hour and not static):
-            chunk = layout.chunk
+        timed = name not in STATIC_VARIABLES and _has_time(found, file, name)
+        try:
+            dims, single = file.layout(name, timed)
+        except AqnetError as error:
+            if units.canonical_unit(name) is None:
+                found.facts[f"not used: {name}"] = f"dimensions {', '.join(file.dims(name))}"
+            else:
+                found.problems.append(str(error))
+                found.unusable.append(name)
+            continue
+        if single:
+            found.facts[f"only one: {name}"] = ", ".join(single)
+        if file.dims(name) != dims and not single:
+            found.facts[f"turned: {name}"] = f"from {', '.join(file.dims(name))}"
+        if note := chunks_without_values(found.path, name):
+            found.facts[f"chunks: {name}"] = note
+        if timed:
+            chunk = file.chunk(name)
             chunks.add(" x ".join(str(size) for size in chunk) if chunk else "whole fields")
-            steps = max(steps, layout.shape[0] if len(dimensions) == 3 else 1)
-            _field(found, file, name, layout)
-        elif len(dimensions) == 2:
-            _static(found, file, name)
-        elif len(dimensions) > 3:
-            found.facts[f"not used: {name}"] = f"dimensions {', '.join(dimensions)}"
+            steps = len(file.times.valid)
+        _field(found, file, name, steps if timed else None)
     found.facts["chunks"] = ", ".join(sorted(chunks))
     found.conclude(steps)
 
 
-def _off_grid(found: Findings, name: str, layout: Layout) -> bool:
-    """Whether a field has another shape than the grid, as bounds of cells and of times have."""
-    if found.lat is None or len(layout.shape) < 2 or layout.shape[-2:] == found.lat.shape:
+def _grid(found: Findings, file: SourceFile) -> None:
+    found.set_grid(file.cells.lat, file.cells.lon, None)
+
+
+def _may_be_field(file: SourceFile, name: str) -> bool:
+    """Whether a variable holds numbers in two dimensions and is no coordinate or bounds of one."""
+    others = (*file.cells.names, *file.bounds)
+    known = units.canonical_unit(name) is not None
+    dims = file.dims(name)
+    on_grid = {file.cells.y, file.cells.x} <= set(dims)
+    return file.kind(name) in "fiu" and name not in others and len(dims) > 1 and (on_grid or known)
+
+
+def _has_time(found: Findings, file: SourceFile, name: str) -> bool:
+    """Whether a field has a value for each hour: along time, or in a file of one hour."""
+    if found.times is None:
         return False
-    text = f"shape {layout.shape}, which is not that of the grid {found.lat.shape}"
-    if units.canonical_unit(name) is None:
-        found.facts[f"not used: {name}"] = text
-    else:
-        found.problems.append(f"{name!r} has the {text}")
-    return True
+    return bool(set(file.times.dims) & set(file.dims(name))) or len(found.times) == 1
 
 
-def _static(found: Findings, file: SourceFile, name: str) -> None:
-    convert = _conversion(found, file, name)
-    try:
-        values = sources.missing_to_nan(file.read(name))
-    except AqnetError as error:
-        found.problems.append(str(error))
-        return
-    values = values * convert.factor + convert.offset
-    found.add(found.begin(name, convert.unit), values[None], None)
-
-
-def _field(found: Findings, file: SourceFile, name: str, layout: Layout) -> None:
-    convert = _conversion(found, file, name)
-    variable = found.begin(name, convert.unit)
-    alone = len(layout.shape) == 2  # an hour without a time axis
-    steps, *shape = (1, *layout.shape) if alone else layout.shape
-    if found.times is not None and steps != len(found.times):
-        found.problems.append(f"{name!r} has {steps} steps, 'time' {len(found.times)}")
-        return
-    lost = file.lost_chunk(name) if isinstance(file, ZarrStore) else None
-    if lost is not None:
-        found.problems.append(
-            f"{name!r} has no chunk {lost}, though its place has values at other times"
-        )
-    at_once = layout.chunk[0] if layout.chunk and not alone else 1
-    at_once *= max(1, _BLOCK_BYTES // (8 * at_once * int(np.prod(shape))))
-    for rows in _progressing(steps, at_once):
+def _field(found: Findings, file: SourceFile, name: str, steps: int | None) -> None:
+    """Take in a field of `steps` hours, or (None) one without time."""
+    variable = found.begin(name, _conversion(found, file, name), file.unit(name) or "")
+    cells = int(np.prod(file.cells.lat.shape))
+    chunk = file.chunk(name)
+    at_once = chunk[0] if chunk and steps and len(chunk) > 2 else 1
+    at_once *= max(1, _BLOCK_BYTES // (8 * at_once * cells))
+    for rows in _progressing(steps or 1, at_once):
         try:
-            raw = file.read(name)[None] if alone else file.read(name, rows)
+            raw = file.read(name, rows) if steps else file.read(name)[None]
         except AqnetError as error:
             found.unreadable(rows, error)
             continue
-        values = sources.missing_to_nan(raw)
-        variable.marked += int((values != raw).sum() - np.isnan(raw).sum())
-        found.add(variable, values * convert.factor + convert.offset, rows.start)
+        found.add(variable, raw, rows.start if steps else None)
 
 
 def _conversion(found: Findings, file: SourceFile, name: str) -> units.Conversion:
     """To aqnet's unit; units that it should know but does not are a problem."""
     unit = file.unit(name)
-    try:
-        return units.conversion(name, unit, f"{name!r}")
-    except AqnetError as error:
-        if name in ("lat2d", "lon2d") and unit is None:
-            pass
-        elif units.canonical_unit(name) is not None:
+    if units.canonical_unit(name) is not None and name not in ("lat2d", "lon2d"):
+        try:
+            return units.conversion(name, unit, f"{name!r}")
+        except AqnetError as error:
             found.problems.append(str(error))
-        else:
-            found.facts[f"unit of {name}"] = f"{unit!r}, which aqnet does not know"
-        return units.Conversion(1.0, 0.0, unit or "")
+    return units.Conversion(1.0, 0.0, unit or "")
 
 
 def _progressing(rows: int, at_once: int) -> Iterator[slice]:
@@ -254,7 +244,7 @@ def _map(figure: Any, axes: Any, found: Findings, variable: Variable) -> None:
     else:
         drawn = axes.pcolormesh(found.lon, found.lat, mean, shading="nearest", **colours)
     figure.colorbar(drawn, ax=axes)
-    axes.set_title(f"{variable.name} [{variable.unit or '?'}]", fontsize=10)
+    axes.set_title(f"{variable.name} [{variable.convert.unit or '?'}]", fontsize=10)
     axes.tick_params(labelsize=7)
 
 

@@ -11,7 +11,8 @@ import numpy as np
 from aqnet.config import STATIC_VARIABLES, Config, periods
 from aqnet.data import store
 from aqnet.data.sources.files import sizes_and_times
-from aqnet.data.sources.view import SourceView, dynamic_names, hour_text
+from aqnet.data.sources.several import Sources
+from aqnet.data.sources.view import hour_text
 from aqnet.errors import AqnetError
 
 
@@ -20,7 +21,7 @@ def store_path(config: Config, year: int) -> Path:
     return Path(config.data.stores) / f"{year}.zarr"
 
 
-def year_rows(config: Config, sources: SourceView, year: int) -> slice:
+def year_rows(config: Config, sources: Sources, year: int) -> slice:
     """Rows of `sources.times` in a year.
 
     Raises:
@@ -36,9 +37,9 @@ def year_rows(config: Config, sources: SourceView, year: int) -> slice:
     return slice(start, stop)
 
 
-def made_from(config: Config, sources: SourceView, rows: slice) -> dict[str, Any]:
+def made_from(config: Config, sources: Sources, rows: slice) -> dict[str, Any]:
     """What a store was made from, as far as it must agree for the store to be used again."""
-    names = (*dynamic_names(config.data), *STATIC_VARIABLES)
+    names = (*config.data.stored, *STATIC_VARIABLES)
     return {
         **sources.fingerprint(rows),
         "names": {name: sources.file_name(name) for name in names},
@@ -52,7 +53,7 @@ def made_from(config: Config, sources: SourceView, rows: slice) -> dict[str, Any
     }
 
 
-def is_complete(config: Config, sources: SourceView, year: int) -> bool:
+def is_complete(config: Config, sources: Sources, year: int) -> bool:
     """Whether the store of a year is there and made from these sources with these settings.
 
     Raises:
@@ -66,7 +67,7 @@ def is_complete(config: Config, sources: SourceView, year: int) -> bool:
     expected = made_from(config, sources, rows)
     recorded = found.attributes.get("source", {})
     differing = [key for key in expected if recorded.get(key) != expected[key]]
-    if tuple(found.names) != dynamic_names(config.data):
+    if (found.names, found.channels["air"]) != (config.data.stored, config.data.targets):
         differing.append("variables")
     if not {name for name in config.data.variables if name in STATIC_VARIABLES} <= set(
         found.static

@@ -21,18 +21,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numcodecs import blosc
 from numpy.typing import NDArray
 
 from aqnet import config as configuration
 from aqnet.config import Config
 from aqnet.data import statistics, store
-from aqnet.data.prepare import domain, origin, store_writer
+from aqnet.data.prepare import domain, origin, shards, store_writer
 from aqnet.data.prepare.parallel import ProgressLines, Workers
 from aqnet.data.prepare.store_writer import StoreWriter
 from aqnet.data.regridding.model_grid import ModelGrid
-from aqnet.data.sources import units
-from aqnet.data.sources.view import dynamic_names, hour_text, open_sources
+from aqnet.data.sources.several import open_sources
+from aqnet.data.sources.view import hour_text
 from aqnet.errors import AqnetError
 
 Array = NDArray[Any]
@@ -60,7 +59,7 @@ def prepare(
             raise AqnetError(f"--year: {year} is not in data.split, which has {years}")
     years = sorted(set(only)) if only else years
     for year in years:  # before anything is written
-        sources.check_variables(dynamic_names(config.data), origin.year_rows(config, sources, year))
+        sources.check_variables(config.data.stored, origin.year_rows(config, sources, year))
     grid = ModelGrid(config, sources)
     missing = [year for year in years if not origin.is_complete(config, sources, year)]
     _print_plan(config, grid, years, missing, workers)
@@ -84,7 +83,6 @@ def prepare(
 def _write_years(
     config: Config, grid: ModelGrid, years: list[int], mask: Array, workers: Workers
 ) -> None:
-    names = dynamic_names(config.data)
     where, static = grid.grid(mask)
     writers: dict[int, StoreWriter] = {}
     blocks: list[_Block] = []
@@ -92,8 +90,9 @@ def _write_years(
         rows = origin.year_rows(config, grid.sources, year)
         writers[year] = store_writer.create(
             origin.store_path(config, year),
-            names=names,
-            units={name: units.canonical_unit(name) or "" for name in (*names, *static)},
+            weather=config.data.stored_weather,
+            air=config.data.targets,
+            units={name: grid.sources.unit(name) for name in (*config.data.stored, *static)},
             time=grid.sources.times[rows],
             grid=where,
             static=static,
@@ -158,12 +157,11 @@ def _print_plan(
     print(f"prepare: {len(years)} years, {len(years) - len(missing)} complete", flush=True)
     if not missing:
         return
-    names = dynamic_names(config.data)
+    names = config.data.stored
     first = origin.year_rows(config, grid.sources, missing[0]).start
     began = time.monotonic()
     sample = grid.read(names, slice(first, first + store.HOURS_PER_SHARD)).astype(config.data.dtype)
-    name = store.COMPRESSOR.encode()
-    packed = [blosc.compress(hour, name, store.LEVEL, blosc.SHUFFLE) for hour in sample]
+    packed = [shards.packed(hour) for hour in sample]
     seconds = 2 * (time.monotonic() - began) / len(sample)  # moments, checksums, flushing: as much
     hours = sum(
         rows.stop - rows.start

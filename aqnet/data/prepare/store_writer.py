@@ -2,15 +2,16 @@
 processes, resumed after an interruption, and renamed once it is whole.
 
 A block is flushed to the disk before its receipt in YEAR.zarr.partial/receipts says what it holds
-(moments of each hour over the domain, SHA-256 of its shard files); what has no receipt is written
-again. The store is marked complete, the receipts go, and then it gets its name.
+(moments of each hour over the domain, sums over its days, SHA-256 of its shard files); what has no
+receipt is written again. The days are added up, the store is marked complete, the receipts go, and
+then it gets its name.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,20 +21,21 @@ from typing import Any
 
 import numpy as np
 import zarr
-from numcodecs import blosc
-from numcodecs.checksum32 import CRC32C
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 from aqnet.data.moments import moments
+from aqnet.data.prepare import days
+from aqnet.data.prepare.shards import create_sharded, put, write_shard
 from aqnet.data.store import (
-    COMPRESSOR,
+    COUNT_FILL,
+    DAY_UNITS,
     FILL,
     FORMAT_VERSION,
+    HOURS_PER_DAY,
     HOURS_PER_SHARD,
-    LEVEL,
-    NO_CHUNK,
+    KINDS,
     TIME_UNITS,
+    Kind,
     checksum,
     shard_path,
 )
@@ -50,16 +52,21 @@ class StoreWriter:
 
     Attributes:
         path: the name that the store will have; partial: where it is until `commit`.
-        names: of the channels.
+        channels: names of those of `weather` and of `air`.
         time: hours since 1970 UTC, shape [N]; mask: the domain, bool, shape [H, W].
     """
 
     path: Path
     partial: Path
-    names: tuple[str, ...]
+    channels: dict[Kind, tuple[str, ...]]
     time: NDArray[np.int64]
     mask: NDArray[np.bool_]
     dtype: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Channels of a block: those of `weather`, then those of `air`."""
+        return self.channels["weather"] + self.channels["air"]
 
     def write(self, start_row: int, block: NDArray[np.float32]) -> None:
         """Write time steps start_row, start_row + 1, ...; block is [n, C, H, W], NaN = missing.
@@ -80,15 +87,33 @@ class StoreWriter:
                 raise AqnetError(
                     f"{str(name)!r} has values beyond float16; set data.dtype: float32"
                 )
+        digests: dict[str, str] = {}
+        parts: list[days.Part] = []
+        num_weather = len(self.channels["weather"])
         with writing(self.partial):
-            digests = {}
             for first in range(0, len(stored), HOURS_PER_SHARD):
-                file = shard_path(self.partial, start_row + first)
-                digest = _write_shard(file, stored[first : first + HOURS_PER_SHARD])
-                digests[str(file.relative_to(self.partial))] = digest
-            receipt = self._receipts / f"{start_row}.npz"
-            with write_beside(receipt) as stream:
-                np.savez(stream, moments=self._moments(stored), digests=json.dumps(digests))
+                hours = stored[first : first + HOURS_PER_SHARD]
+                weather, air = hours[:, :num_weather], hours[:, num_weather:]
+                digests |= self._write_shard("air", start_row + first, air)
+                if num_weather:
+                    digests |= self._write_shard("weather", start_row + first, weather)
+                # by shard, so that the order of addition does not depend on the size of blocks
+                time = self.time[start_row + first : start_row + first + len(hours)]
+                parts += days.parts(time, air)
+            with write_beside(self._receipts / f"{start_row}.npz") as stream:
+                np.savez(
+                    stream,
+                    moments=self._moments(stored),
+                    digests=json.dumps(digests),
+                    days=[part.day for part in parts],
+                    sums=[part.sums for part in parts],
+                    counts=[part.counts.astype(np.uint8) for part in parts],
+                )
+
+    def _write_shard(self, name: str, row: int, chunks: Any) -> dict[str, str]:
+        """Write the shard of an array that begins at `row`; returns its SHA-256 by its name."""
+        file = shard_path(self.partial / name, row)
+        return {str(file.relative_to(self.partial)): write_shard(file, chunks)}
 
     def missing(self) -> list[range]:
         """Blocks of rows that are still to be written, each beginning at a shard."""
@@ -130,6 +155,7 @@ class StoreWriter:
         measured = np.concatenate([measured for _, measured, _ in written])
         put(group, "moments", measured, ("time", "moment", "channel"), overwrite=True)
         known = {name: digest for _, _, digests in written for name, digest in digests.items()}
+        known |= self._write_days()
         self_made = (file for file in self.partial.rglob("*") if self._receipts not in file.parents)
         for file in self_made:
             if file.is_dir() or str(file.relative_to(self.partial)) not in known:
@@ -137,6 +163,25 @@ class StoreWriter:
         group.attrs["checksum"] = checksum(self.partial, known)
         group.attrs["complete"] = True
         sync(self.partial / "zarr.json")
+
+    def _write_days(self) -> dict[str, str]:
+        """Write the running sums of the days; returns the SHA-256 of their files by name."""
+        digests: dict[str, str] = {}
+        running = days.running(self._parts())
+        row = 0
+        while chunks := list(itertools.islice(running, HOURS_PER_SHARD)):
+            totals, counts = zip(*chunks, strict=True)
+            digests |= self._write_shard("daily_sum", row, totals)
+            digests |= self._write_shard("daily_count", row, counts)
+            row += HOURS_PER_SHARD
+        return digests
+
+    def _parts(self) -> Iterator[days.Part]:
+        for start, _, _ in self._written():
+            with np.load(self._receipts / f"{start}.npz") as receipt:
+                found = receipt["sums"], receipt["counts"].astype(np.int64)
+                for part in zip(receipt["days"].tolist(), *found, strict=True):
+                    yield days.Part(*part)
 
     def _moments(self, block: NDArray[Any]) -> NDArray[np.float64]:
         flat, cells = block.reshape(*block.shape[:2], -1), np.flatnonzero(self.mask)
@@ -161,7 +206,8 @@ class StoreWriter:
 def create(
     path: str | Path,
     *,
-    names: tuple[str, ...],
+    weather: tuple[str, ...],
+    air: tuple[str, ...],
     units: dict[str, str],
     time: NDArray[np.int64],
     grid: Grid,
@@ -172,7 +218,7 @@ def create(
     """Begin a store beside `path`, or go on with one begun alike; another unfinished one goes.
 
     Args:
-        names: channels of `fields`; units: of channels and statics, physical.
+        weather, air: names of channels; units: of channels and statics, physical.
         time: hours since 1970 UTC, ascending, shape [N]; static: name to [H, W].
         source: what the store was made from, kept as attributes.
     Raises:
@@ -183,16 +229,20 @@ def create(
         raise AqnetError(f"{path}: exists already; remove it to prepare it again")
     height, width = grid.shape
     statics = np.stack(list(static.values())) if static else np.zeros((0, height, width))
+    first, last = (int(hour) // HOURS_PER_DAY for hour in time[[0, -1]])
+    day = np.arange(first, last + 1)
     arrays: dict[str, tuple[NDArray[Any], tuple[str, ...], dict[str, Any]]] = {
         "static": (statics.astype(np.float32), ("static_channel", "y", "x"), {}),
         "mask": (grid.mask.numpy(), ("y", "x"), {}),
         "time": (time, ("time",), {"units": TIME_UNITS, "calendar": "proleptic_gregorian"}),
+        "day": (day, ("day",), {"units": DAY_UNITS, "calendar": "proleptic_gregorian"}),
         "lat": (grid.lat.numpy(), ("y", "x"), {"units": "degrees_north"}),
         "lon": (grid.lon.numpy(), ("y", "x"), {"units": "degrees_east"}),
     }
     attributes: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
-        "names": list(names),
+        "weather": list(weather),
+        "air": list(air),
         "units": units,
         "static_names": list(static),
         "source": source,
@@ -201,52 +251,26 @@ def create(
     for values, _, _ in arrays.values():
         digest.update(np.ascontiguousarray(values).data)
     begun = digest.hexdigest()
-    writer = StoreWriter(path, partial_of(path), names, time, arrays["mask"][0], dtype)
+    channels: dict[Kind, tuple[str, ...]] = {"weather": weather, "air": air}
+    writer = StoreWriter(path, partial_of(path), channels, time, arrays["mask"][0], dtype)
     if _attributes(writer.partial).get("begun") == begun:
         return writer
     shutil.rmtree(writer.partial, ignore_errors=True)
     with writing(writer.partial):
         group = zarr.open_group(writer.partial, mode="w", zarr_format=3)
-        group.create_array(
-            "fields",
-            shape=(len(time), len(names), height, width),
-            chunks=(1, len(names), height, width),
-            shards=(HOURS_PER_SHARD, len(names), height, width),
-            dtype=dtype,
-            fill_value=FILL,
-            compressors=[
-                BloscCodec(cname=COMPRESSOR, clevel=LEVEL, shuffle="shuffle"),
-                Crc32cCodec(),
-            ],
-            dimension_names=("time", "channel", "y", "x"),
-            attributes={"coordinates": "lat lon"},
-        )
-        for name, (values, dims, others) in arrays.items():
-            put(group, name, values, dims, **others)
+        for kind in KINDS:
+            if channels[kind]:
+                shape = (len(time), len(channels[kind]), height, width)
+                dims = ("time", f"{kind}_channel", "y", "x")
+                create_sharded(group, kind, shape, dtype, FILL, dims)
+        shape, dims = (len(day), len(air), height, width), ("day", "air_channel", "y", "x")
+        create_sharded(group, "daily_sum", shape, "float32", FILL, dims)
+        create_sharded(group, "daily_count", shape, "uint16", COUNT_FILL, dims)
+        for name, (values, axes, others) in arrays.items():
+            put(group, name, values, axes, **others)
         (writer.partial / "receipts").mkdir()
         group.attrs.update(attributes | {"complete": False, "begun": begun})
     return writer
-
-
-def put(
-    group: zarr.Group,
-    name: str,
-    values: NDArray[Any],
-    dims: tuple[str, ...],
-    overwrite: bool = False,
-    **attributes: Any,
-) -> None:
-    """Write one small array of a store, in one chunk."""
-    group.create_array(
-        name,
-        data=values,
-        chunks=tuple(max(1, size) for size in values.shape),
-        compressors=[ZstdCodec(level=1), Crc32cCodec()],
-        config={"write_empty_chunks": True},  # so that a file that is not there was lost
-        dimension_names=dims,
-        attributes=attributes,
-        overwrite=overwrite,
-    )
 
 
 def _attributes(partial: Path) -> dict[str, Any]:
@@ -268,28 +292,3 @@ def writing(partial: Path) -> Iterator[None]:
             f"{partial}: cannot be written ({error.strerror}); make room, or give another "
             "data.stores, and start again: what is written is kept"
         ) from None
-
-
-def _write_shard(shard: Path, hours: NDArray[Any]) -> str:
-    """Write one shard file (sharding codec of the Zarr v3 specification): the chunks of `hours`
-    [n, C, H, W], the index of their places, and its checksum. Returns its SHA-256."""
-    index = np.full((HOURS_PER_SHARD, 2), NO_CHUNK, dtype="<u8")
-    shard.parent.mkdir(parents=True, exist_ok=True)
-    digest, offset = hashlib.sha256(), 0
-    with shard.open("wb") as file:
-        for place, values in enumerate(hours):
-            packed = CRC32C().encode(
-                blosc.compress(
-                    np.ascontiguousarray(values), COMPRESSOR.encode(), LEVEL, blosc.SHUFFLE
-                )
-            )
-            digest.update(packed)
-            length = file.write(packed)
-            index[place] = offset, length
-            offset += length
-        tail = CRC32C().encode(index)
-        digest.update(tail)
-        file.write(tail)
-        file.flush()
-        os.fsync(file.fileno())
-    return digest.hexdigest()

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
 from aqnet.config import STATIC_VARIABLES, Config, Source
 from aqnet.data.layout import Layout
+from aqnet.data.record import means
 from aqnet.data.regridding.model_grid import ModelGrid
-from aqnet.data.sources.view import SourceView
+from aqnet.data.sources.several import open_sources
+from aqnet.data.store import HOURS_PER_DAY, Kind
 from aqnet.errors import AqnetError
 from aqnet.grid import Floats, same_place
 
@@ -27,11 +32,18 @@ class Analysis:
             AqnetError: the files cannot be read, or their grid is not the layout's.
         """
         data = config.data
-        names = data.sources[0].names if data.sources else {}
-        self._view = SourceView(Source(path, names), data.units)
+        names = [source.names for source in data.sources] or [{}]
+        paths = path.split(",") if len(names) > 1 else [path]
+        if len(paths) != len(names):
+            raise AqnetError(
+                f"--source {path!r}: data.sources has {len(names)} entries; give a path for each, "
+                "separated by commas"
+            )
+        sources = tuple(Source(*each) for each in zip(paths, names, strict=True))
+        self._view = open_sources(replace(data, sources=sources), write=False)
         self._grid = ModelGrid(config, self._view)
-        self._channels = layout.names
-        self._needed = [name for name in data.variables if name not in STATIC_VARIABLES]
+        self._channels = layout.channels
+        self._inputs = [name for name in data.variables if name not in STATIC_VARIABLES]
         self.hours = self._view.times
         ours, theirs = layout.grid, self._grid
         if not same_place(ours.lat.numpy(), ours.lon.numpy(), theirs.lat, theirs.lon):
@@ -41,10 +53,10 @@ class Analysis:
                 "the grid the model was trained on"
             )
 
-    def read(self, hour: int) -> NDArray[np.float32] | None:
+    def read(self, hour: int, kind: Kind) -> NDArray[np.float32] | None:
         """Fields [C, H, W] of one hour in physical units, NaN = missing; None where there is none.
 
-        Channels that are no input are NaN.
+        Channels that are not in `data.variables` are NaN.
 
         Raises:
             AqnetError: names all variables that the file of that hour lacks.
@@ -52,12 +64,29 @@ class Analysis:
         row = int(np.searchsorted(self.hours, hour))
         if row == len(self.hours) or self.hours[row] != hour:
             return None
-        rows = slice(row, row + 1)
-        self._view.check_variables(self._needed, rows)
-        found = self._grid.read(self._needed, rows)[0]
-        fields = np.full((len(self._channels), *found.shape[1:]), np.nan, np.float32)
-        fields[[self._channels.index(name) for name in self._needed]] = found
+        names = self._channels[kind]
+        needed = [name for name in names if name in self._inputs]
+        fields = np.full((len(names), *self._grid.lat.shape), np.nan, np.float32)
+        if needed:
+            rows = slice(row, row + 1)
+            self._view.check_variables(needed, rows)
+            fields[[names.index(name) for name in needed]] = self._grid.read(needed, rows)[0]
         return fields
+
+    def recent(self, hour: int, days: Sequence[int]) -> NDArray[np.float32]:
+        """Means of `air` over the last days, [N, C, H, W], of the files' hours; see
+        `record.Fields.recent`."""
+        day = hour // HOURS_PER_DAY
+        shape = len(days), len(self._channels["air"]), *self._grid.lat.shape
+        sums, counts = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        of_day = self.hours // HOURS_PER_DAY
+        for earlier in self.hours[(of_day >= day - max(days)) & (of_day < day)].tolist():
+            values = self.read(earlier, "air")
+            assert values is not None
+            within = np.array([earlier // HOURS_PER_DAY >= day - n for n in days])
+            sums[within] += np.nan_to_num(values)
+            counts[within] += np.isfinite(values)
+        return means(sums, counts, day, days, int(of_day[0]))
 
 
 def _extent(lat: Floats, lon: Floats) -> str:

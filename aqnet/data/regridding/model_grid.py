@@ -13,15 +13,13 @@ from numpy.typing import NDArray
 from aqnet.config import STATIC_VARIABLES, Config
 from aqnet.data.regridding.resample import Resampler
 from aqnet.data.regridding.static_fields import StaticFile
-from aqnet.data.regridding.winds import grid_angle, to_earth
-from aqnet.data.sources.view import SourceView, dynamic_names
+from aqnet.data.sources.several import COUNTS, Sources
 from aqnet.data.store import HOURS_PER_SHARD
 from aqnet.errors import AqnetError
 from aqnet.grid import Grid
 
 _BLOCK_BYTES = 320e6  # of fields in memory at once in a worker, which needs about four times it
 _BLOCK_HOURS = 5 * HOURS_PER_SHARD
-_COUNTS = ("population",)  # added up where cells are joined, not averaged
 
 Array = NDArray[Any]
 
@@ -33,7 +31,7 @@ class ModelGrid:
         lat, lon: degrees, float64, shape [H, W].
     """
 
-    def __init__(self, config: Config, sources: SourceView) -> None:
+    def __init__(self, config: Config, sources: Sources) -> None:
         """
         Raises:
             AqnetError: `data.winds` is grid and u or v is missing from `data.variables`.
@@ -47,26 +45,18 @@ class ModelGrid:
                 config.data.resample, sources.lat, sources.lon, config.data.shape
             )
             self.lat, self.lon = self._resampler.lat, self._resampler.lon
-        self._angle: Array | None = None
-        if config.data.winds == "grid":
-            if len({"u", "v"} & set(config.data.variables)) == 1:
-                raise AqnetError(
-                    "data.winds is grid: data.variables needs both u and v to turn them"
-                )
-            self._angle = grid_angle(sources.lat, sources.lon)
+        if config.data.winds == "grid" and len({"u", "v"} & set(config.data.variables)) == 1:
+            raise AqnetError("data.winds is grid: data.variables needs both u and v to turn them")
 
     def read(self, names: Sequence[str], rows: slice) -> NDArray[np.float32]:
         """Fields of `names` at `sources.times[rows]`, float32 [rows, len(names), H, W]; see
-        `SourceView.read`."""
+        `Sources.read`."""
         block = self.sources.read(names, rows)
-        if self._angle is not None and "u" in names:
-            u, v = names.index("u"), names.index("v")
-            block[:, u], block[:, v] = to_earth(block[:, u], block[:, v], self._angle)
         return block if self._resampler is None else self._resampler.mean(block)
 
     def blocks(self, start: int, stop: int) -> list[slice]:
         """Rows start to stop in blocks of whole shards that a worker can hold."""
-        hour = 4 * len(dynamic_names(self._data)) * max(self.lat.size, self.sources.lat.size)
+        hour = 4 * len(self._data.stored) * max(self.lat.size, self.sources.lat.size)
         shard = HOURS_PER_SHARD
         size = int(max(shard, min(_BLOCK_HOURS, _BLOCK_BYTES // hour // shard * shard)))
         # at multiples of the size, so that blocks begin where chunks of the source do
@@ -77,7 +67,7 @@ class ModelGrid:
         """The domain mask of `data.mask_file`, shape [H, W], None where the config names none."""
         if self._data.mask_file is None:
             return None
-        file = StaticFile(self._data.mask_file, "data.mask_file", "mask")
+        file = StaticFile(self._data.mask_file, "data.mask_file", "mask", self._data)
         inside: NDArray[np.bool_] = file.values > 0
         if file.on_grid_of(self.lat, self.lon):
             return inside
@@ -116,10 +106,10 @@ class ModelGrid:
 
     def _static(self, name: str) -> Array:
         """A static field on the model grid."""
-        counts = name in _COUNTS
+        counts = name in COUNTS
         if name in self._data.static_files:
             path, key = self._data.static_files[name], f"data.static_files.{name}"
-            file = StaticFile(path, key, name, self._data.units.get(name))
+            file = StaticFile(path, key, name, self._data)
             if file.on_grid_of(self.lat, self.lon):
                 return file.values
             if not file.on_grid_of(self.sources.lat, self.sources.lon):

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from aqnet.config import Data
 from aqnet.data.regridding.conservative import regridded
-from aqnet.data.sources import units
+from aqnet.data.sources import limits, units
 from aqnet.data.sources.files import SourceFile, open_file
-from aqnet.data.sources.view import LAT_NAMES, LON_NAMES, SAME_PLACE, coordinates, missing_to_nan
 from aqnet.errors import AqnetError
+from aqnet.grid import same_place
 
 Array = NDArray[Any]
 
@@ -25,14 +26,14 @@ class StaticFile:
         lat, lon: degrees, shape [h, w]; None for .npy.
     """
 
-    def __init__(self, path: str, key: str, name: str, given_unit: str | None = None) -> None:
+    def __init__(self, path: str, key: str, name: str, data: Data) -> None:
         """Read the variable `name`, or the only field in the file.
 
         Args:
             key: of the config, for errors. Only an aqnet variable has a unit; a mask has none.
         Raises:
-            AqnetError: the file cannot be read, holds no such field, one with a time, or one
-                whose unit is unknown.
+            AqnetError: the file cannot be read, holds no such field, one with a time, one whose
+                unit is unknown, or values that cannot be.
         """
         self.where = f"{key}: {path}"
         self.lat: Array | None = None
@@ -42,31 +43,33 @@ class StaticFile:
                 values = np.load(path, allow_pickle=False).astype(np.float64)
             except (OSError, ValueError) as error:
                 raise AqnetError(f"{self.where}: cannot read this file: {error}") from None
-            unit, origin = given_unit or units.canonical_unit(name), self.where
+            unit, origin = units.canonical_unit(name), self.where
         else:
             with open_file(Path(path)) as file:
                 inside = _field_name(file, name, self.where)
                 values = file.read(inside).astype(np.float64)
-                self.lat, self.lon = coordinates(file)
-                unit, origin = given_unit or file.unit(inside), f"{self.where}: variable {inside!r}"
+                self.lat, self.lon = file.cells.lat, file.cells.lon
+                unit, origin = file.unit(inside), f"{self.where}: variable {inside!r}"
         if values.ndim != 2:
             raise AqnetError(
                 f"{self.where}: the field has shape {values.shape}; expected (y, x): a static "
                 "field has no time"
             )
-        self.values = missing_to_nan(values)
+        self.values, _ = limits.without_codes(values, data.missing_values)
         if units.canonical_unit(name) is not None:
-            factor, offset, _ = units.conversion(name, unit, origin)
-            self.values = self.values * factor + offset
+            unit = data.units.get(name, unit)
+            convert = units.conversion(name, unit, origin)
+            for wrong in limits.beyond(self.values, name, convert):
+                place = f"row {wrong.first[0]}, column {wrong.first[1]}"
+                text = limits.described(wrong, name, convert, unit or "", place)
+                raise AqnetError(f"{origin} {text}")
+            self.values = self.values * convert.factor + convert.offset
 
     def on_grid_of(self, lat: Array, lon: Array) -> bool:
         """Whether the field lies on the grid `lat`, `lon`; a .npy does where its shape does."""
-        if self.values.shape != lat.shape:
-            return False
         if self.lat is None or self.lon is None:
-            return True
-        apart = max(abs(self.lat - lat).max(), abs(self.lon - lon).max())
-        return bool(apart <= SAME_PLACE)
+            return self.values.shape == lat.shape
+        return same_place(self.lat, self.lon, lat, lon)
 
     def regridded(self, lat: Array, lon: Array, counts: bool) -> Array:
         """The field on another grid; see `regrid.regridded`.
@@ -89,12 +92,15 @@ class StaticFile:
 
 
 def _field_name(file: SourceFile, name: str, where: str) -> str:
-    if name in file.dimensions:
+    if name in file.names:
         return name
+    cells = {file.cells.y, file.cells.x}
     fields = [
         other
-        for other, dims in file.dimensions.items()
-        if len(dims) >= 2 and other not in (*LAT_NAMES, *LON_NAMES)
+        for other in file.names
+        if cells <= set(file.dims(other))
+        and file.kind(other) in "fiub"
+        and other not in (*file.cells.names, *file.bounds)
     ]
     if len(fields) != 1:
         raise AqnetError(

@@ -1,5 +1,6 @@
 """CAQRA as distributed: one NetCDF file an hour, `CN-Reanalysis2013010100.nc`, also in daily
-`CN-Reanalysis20130101.tar.gz`. Their names tell the hour, so none is opened to learn it.
+`CN-Reanalysis20130101.tar.gz`. Their names tell the hour, so none is opened to learn it. Other
+archives of NetCDF files (.tar, .zip) are read alike.
 
 A member of an archive is spoken of as a path below the archive, `.../x.tar.gz/y.nc`. Archives are
 read in memory; nothing is ever written beside them.
@@ -7,14 +8,17 @@ read in memory; nothing is ever written beside them.
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import stat
 import tarfile
 import uuid
+import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -22,9 +26,9 @@ import numpy as np
 from aqnet.errors import AqnetError
 
 _HOURLY = re.compile(r"CN-Reanalysis(\d{4})(\d{2})(\d{2})(\d{2})\.nc")
-_ARCHIVES = (".tar.gz", ".tgz", ".tar")
+_ARCHIVES = (".tar.gz", ".tgz", ".tar", ".zip")
 _LARGEST_MEMBER = 1 << 30  # bytes; an hour of CAQRA has 8 MB
-_DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error)
+_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, OSError, EOFError, zlib.error)
 
 
 def hour_of(path: Path) -> int | None:
@@ -44,7 +48,7 @@ def hour_of(path: Path) -> int | None:
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file's name is that of a tar archive."""
+    """Whether a file's name is that of an archive."""
     return path.name.endswith(_ARCHIVES)
 
 
@@ -124,33 +128,57 @@ def _members(archive: Path) -> list[str]:
 def _each(archive: Path, read: bool) -> Iterator[tuple[str, bytes]]:
     """Name and content (b"" unless `read`) of each NetCDF member."""
     try:
-        with tarfile.open(archive, "r|*", bufsize=1 << 20) as tar:
-            for item in tar:
-                _check(archive, item)
-                if item.isfile() and item.name.endswith(".nc"):
-                    stream = tar.extractfile(item) if read else None
-                    yield PurePosixPath(item.name).name, b"" if stream is None else stream.read()
+        for name, size, regular, content in (
+            _zipped(archive) if _is_zip(archive) else _tarred(archive)
+        ):
+            _check(archive, name, size, regular)
+            if name.endswith(".nc"):
+                yield PurePosixPath(name).name, content() if read else b""
     except _DAMAGE as error:
         raise AqnetError(f"{archive}: cannot read this archive ({error}); get it again") from None
 
 
-def _check(archive: Path, item: tarfile.TarInfo) -> None:
+# name, size, whether it is a file or a folder, and what reads it, of each member in turn
+_Member = tuple[str, int, bool, Callable[[], bytes]]
+
+
+def _tarred(archive: Path) -> Iterator[_Member]:
+    with tarfile.open(archive, "r|*", bufsize=1 << 20) as tar:
+        for item in tar:
+            stream = tar.extractfile(item) if item.isfile() else None
+            content = io.BytesIO().read if stream is None else stream.read
+            yield item.name, item.size, item.isfile() or item.isdir(), content
+
+
+def _zipped(archive: Path) -> Iterator[_Member]:
+    with zipfile.ZipFile(archive) as packed:
+        for item in packed.infolist():
+            kind = stat.S_IFMT(item.external_attr >> 16)
+            regular = kind in (0, stat.S_IFREG, stat.S_IFDIR)
+            yield item.filename, item.file_size, regular, partial(packed.read, item)
+
+
+def _is_zip(archive: Path) -> bool:
+    return archive.suffix == ".zip"
+
+
+def _check(archive: Path, name: str, size: int, regular: bool) -> None:
     """Refuse members that no archive of data needs.
 
     Raises:
         AqnetError: a path that is absolute or leads out of the archive, a link or a device, or a
             file too large for an hour of data.
     """
-    parts = PurePosixPath(item.name)
+    parts = PurePosixPath(name)
     if parts.is_absolute() or ".." in parts.parts:
         reason = "a path that leads out of the archive"
-    elif not (item.isfile() or item.isdir()):
+    elif not regular:
         reason = "a link or a special file"
-    elif item.size > _LARGEST_MEMBER:
-        reason = f"{item.size / 1e9:.1f} GB large"
+    elif size > _LARGEST_MEMBER:
+        reason = f"{size / 1e9:.1f} GB large"
     else:
         return
     raise AqnetError(
-        f"{archive}: the member {item.name!r} is {reason}; such archives are not read: get it "
+        f"{archive}: the member {name!r} is {reason}; such archives are not read: get it "
         "again from where it is published, or unpack it yourself and name the files"
     )

@@ -1,81 +1,371 @@
-"""One source file, NetCDF (also inside a tar archive) or Zarr (v2 or v3), with CF attributes
-applied."""
+"""One source file as xarray reads it: NetCDF (also inside an archive), Zarr v2 and v3, GRIB and
+GeoTIFF, with the attributes that say what its values mean applied."""
 
 from __future__ import annotations
 
-import base64
-import re
+import importlib
 import stat
 import struct
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
-from aqnet.data.sources.caqra import is_archive, member
+from aqnet.data.sources import caqra
+from aqnet.data.sources.cells import Cells, cells_of
+from aqnet.data.sources.times import Times, times_of
 from aqnet.errors import AqnetError, one_line
 
-SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
-_CALENDARS = ("standard", "gregorian", "proleptic_gregorian")
-_FIRST_GREGORIAN_DAY = np.datetime64("1582-10-15")
-_UNITS = re.compile(
-    r"(second|minute|hour|day)s?\s+since\s+(\d{1,4}-\d{1,2}-\d{1,2})"
-    r"(?:[T ](\d{1,2}):(\d{2})(?::(\d{1,2})(?:\.0*)?)?)?(?:\s*(?:Z|UTC|\+00:?00))?"
-)
-# the Copernicus data stores write valid_time since 2024
-TIME_NAMES = ("time", "valid_time")
 # what damaged files make the libraries raise
-_DAMAGE = (OSError, RuntimeError, ValueError, KeyError, TypeError, struct.error)
-
+DAMAGE = (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, struct.error)
+_GRIB, _GEOTIFF = (".grib", ".grib2", ".grb", ".grb2"), (".tif", ".tiff")
+_MARKS = ("_FillValue", "missing_value")
+_LIMITS = ("valid_range", "valid_min", "valid_max")
+_NUMBERS = (*_MARKS, *_LIMITS, "scale_factor", "add_offset")
 
 Floats = NDArray[np.float32] | NDArray[np.float64]
-Rows = slice | tuple[int | slice, ...] | None
 
 
-class Layout(NamedTuple):
-    """How a variable is stored: its shape, its kind as in `numpy.dtype.kind`, and the shape of one
-    chunk, None where it lies in one piece."""
-
-    shape: tuple[int, ...]
-    kind: str
-    chunk: tuple[int, ...] | None
-
-
-class SourceFile(Protocol):
-    """What both layouts have in common.
+class SourceFile:
+    """What a file holds, read when asked for.
 
     Attributes:
-        path: the file or store.
-        dimensions: names of the dimensions of each variable.
+        path: the file or store; `ARCHIVE.tar.gz/FILE.nc` in an archive.
+        names: of its variables, coordinates included.
     """
 
-    path: Path
-    dimensions: dict[str, tuple[str, ...]]
+    def __init__(
+        self, path: Path, variables: Mapping[Any, Any], default_fills: dict[str, Any]
+    ) -> None:
+        """`variables`: xarray's, lazy and without CF decoding; `default_fills`: what marks values
+        that were never written where a variable says nothing, by `numpy.dtype.str` without
+        endianness."""
+        self.path, self._variables, self._default_fills = path, variables, default_fills
+        self.names = tuple(str(name) for name in variables)
+        self._ready: dict[str, Any] = {}
 
     def attribute(self, name: str, key: str) -> Any:
         """An attribute of a variable, None where it has none."""
-
-    def layout(self, name: str) -> Layout:
-        """How a variable is stored."""
-
-    def read(self, name: str, rows: Rows = None) -> Floats:
-        """A variable (or rows of its first dimensions), unpacked, NaN where missing."""
+        return self._variables[name].attrs.get(key)
 
     def unit(self, name: str) -> str | None:
         """The units attribute of a variable, None where it has none."""
         found = self.attribute(name, "units")
         return None if found is None else str(found)
 
-    def times(self, name: str | None = None) -> NDArray[np.int64]:
-        """A time coordinate (else the one), hours since 1970-01-01 00:00 UTC, as in the file."""
-        name = name or _time_name(self)
-        calendar = str(self.attribute(name, "calendar") or "standard").lower()
-        values = np.atleast_1d(self.read(name)).astype(np.float64)
-        return _hours(self.path, name, values, self.unit(name) or "", calendar)
+    def kind(self, name: str) -> str:
+        """The kind of a variable's values, as in `numpy.dtype.kind`."""
+        return str(self._variables[name].dtype.kind)
+
+    def dims(self, name: str) -> tuple[str, ...]:
+        """Names of a variable's dimensions."""
+        return tuple(str(dim) for dim in self._variables[name].dims)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Sizes of a variable's dimensions."""
+        return tuple(self._variables[name].shape)
+
+    def chunk(self, name: str) -> tuple[int, ...] | None:
+        """The shape of what is read at once, None where a variable lies in one piece."""
+        encoding = self._variables[name].encoding
+        found = encoding.get("shards") or encoding.get("chunks") or encoding.get("chunksizes")
+        return None if found is None or encoding.get("contiguous") else tuple(found)
+
+    @cached_property
+    def bounds(self) -> set[str]:
+        """Variables that hold bounds of others."""
+        keys = ("bounds", "climatology")
+        return {str(self.attribute(name, key)) for name in self.names for key in keys}
+
+    def meaning(self, what: str) -> list[str]:
+        """Variables that their attributes say to be a `latitude`, `longitude`, `X` or `Y`."""
+        return self._meanings.get(what, [])
+
+    @cached_property
+    def _meanings(self) -> dict[str, list[str]]:
+        import cf_xarray  # noqa: F401 (registers `cf`)
+        import xarray
+
+        # all are asked, also those that the file calls no coordinates, for their attributes alone
+        asked = {name: ((), 0, self._variables[name].attrs) for name in self.names}
+        found = xarray.Dataset(coords=asked).cf
+        return {**found.axes, **found.coordinates}
+
+    @cached_property
+    def cells(self) -> Cells:
+        """The grid; see `cells_of`."""
+        return cells_of(self)
+
+    @cached_property
+    def times(self) -> Times:
+        """The time axis; see `times_of`. CAQRA's files tell their hour by their names."""
+        hour = caqra.hour_of(self.path)
+        return times_of(self) if hour is None else Times((), (), np.array([hour]))
+
+    def values(self, name: str) -> NDArray[Any]:
+        """All of a variable as it lies in the file, NaN where missing."""
+        return self._loaded(name, {})
+
+    def layout(self, name: str, timed: bool) -> tuple[tuple[str, ...], dict[str, int]]:
+        """The dimensions of a field in the order (times, y, x), and those of size 1 besides.
+
+        Args:
+            timed: whether the field has a value for each hour of the file.
+        Raises:
+            AqnetError: names what is too many or too few.
+        """
+        sizes = dict(zip(self.dims(name), self.shape(name), strict=True))
+        where = f"{self.path}: variable {name!r} has dimensions {self.dims(name)}"
+        y, x = self.cells.y, self.cells.x
+        lacking = [dim for dim in (y, x) if dim not in sizes]
+        along = [dim for dim in self.times.dims if dim in sizes] if timed else []
+        if timed and int(np.prod([sizes[dim] for dim in along])) != len(self.times.valid):
+            lacking = [dim for dim in self.times.dims if dim not in along] or ["time"]
+        others = {dim: size for dim, size in sizes.items() if dim not in (*along, y, x)}
+        if lacking or any(size > 1 for size in others.values()):
+            many = ", ".join(f"{size} of {dim!r}" for dim, size in others.items() if size > 1)
+            raise AqnetError(
+                f"{where} of sizes {tuple(sizes.values())}; expected "
+                f"{'times, ' if timed else ''}{y!r} and {x!r} of the grid {self.cells.lat.shape}, "
+                + (f"but has {many}: cut one out" if many else f"but lacks {', '.join(lacking)}")
+            )
+        return (*along, y, x), others
+
+    def read(self, name: str, rows: slice | None = None) -> Floats:
+        """A field, NaN where missing, north and east as `cells` has them.
+
+        Args:
+            rows: of `times.valid`; None for a field without time.
+        Returns:
+            [rows, H, W], or [H, W] where `rows` is None.
+        Raises:
+            AqnetError: see `layout`, or the file is damaged.
+        """
+        dims, others = self.layout(name, rows is not None)
+        picks: dict[str, Any] = dict.fromkeys(others, 0)
+        first, inner = 0, 1
+        if rows is not None and len(dims) > 2:
+            sizes = dict(zip(self.dims(name), self.shape(name), strict=True))
+            inner = int(np.prod([sizes[dim] for dim in dims[1:-2]]))
+            first = rows.start // inner
+            picks[dims[0]] = slice(first, -(-rows.stop // inner))
+        values = self._loaded(name, picks, dims)
+        if rows is None:
+            return values
+        values = values.reshape(-1, *values.shape[-2:])
+        return values[rows.start - first * inner : rows.stop - first * inner]
+
+    def _loaded(
+        self, name: str, picks: dict[str, Any], dims: tuple[str, ...] | None = None
+    ) -> NDArray[Any]:
+        try:
+            if name not in self._ready:
+                self._ready[name] = self._decoded(name)
+            variable, limits = self._ready[name]
+            part = variable.isel(picks)
+            values = np.asarray(part.values)
+        except DAMAGE as error:
+            detail = one_line(error) or type(error).__name__
+            raise AqnetError(
+                f"{self.path}: variable {name!r} cannot be read ({detail}); the file is damaged: "
+                "get it again"
+            ) from None
+        if dims is not None and part.dims != dims:
+            values = values.transpose([part.dims.index(dim) for dim in dims])
+        if values.dtype.kind not in "fiub":
+            return values
+        values = values.astype(np.float32 if values.dtype == np.float32 else np.float64, copy=True)
+        for beyond, limit in limits:
+            values[beyond(values, limit)] = np.nan
+        return values
+
+    def _decoded(self, name: str) -> tuple[Any, list[tuple[np.ufunc, float]]]:
+        """A variable with fill values, scale and sign applied when it is read, and what xarray
+        leaves to its users: comparisons that find the values which `valid_range` and alike rule
+        out."""
+        from xarray.conventions import decode_cf_variable
+
+        raw = self._variables[name]
+        if raw.dtype.kind not in "fiu":
+            return raw, []
+        raw = raw.copy(deep=False)
+        raw.attrs = {**raw.attrs, **_numbers(raw.attrs, raw.dtype)}
+        if not set(_MARKS) & set(raw.attrs) and raw.dtype.str[1:] in self._default_fills:
+            raw.attrs["_FillValue"] = self._default_fills[raw.dtype.str[1:]]
+        limits = {key: raw.attrs.pop(key) for key in _LIMITS if key in raw.attrs}
+        with warnings.catch_warnings():  # two marks for missing values are no fault
+            warnings.simplefilter("ignore")
+            decoded = decode_cf_variable(
+                name, raw, decode_times=False, concat_characters=False, stack_char_dim=False
+            )
+        return decoded, _beyond(limits, raw)
+
+
+def _numbers(attributes: dict[str, Any], dtype: np.dtype[Any]) -> dict[str, Any]:
+    """Attributes that are numbers, though Zarr and careless writers keep them as lists or text."""
+    found: dict[str, Any] = {}
+    for key in _NUMBERS:
+        if attributes.get(key) is None:
+            continue
+        numbers: list[Any] = [
+            float(number) if isinstance(number, str) else number
+            for number in np.atleast_1d(attributes[key])
+        ]
+        if key in _MARKS and dtype.kind == "f":
+            numbers = [dtype.type(number) for number in numbers]  # 1e20 is none of float32
+        elif key in _MARKS:  # what the type cannot hold marks nothing
+            kind = np.iinfo(dtype)
+            if str(attributes.get("_Unsigned")).lower() == "true":
+                numbers = [n - 2**kind.bits if n > kind.max else n for n in numbers]
+            whole = [n for n in numbers if float(n).is_integer() and kind.min <= n <= kind.max]
+            numbers = [dtype.type(number) for number in whole]
+        if numbers:
+            found[key] = numbers[0] if len(numbers) == 1 else np.array(numbers)
+    return found
+
+
+def _beyond(limits: dict[str, Any], raw: Any) -> list[tuple[np.ufunc, float]]:
+    """Limits of the decoded values; those of packed values are given as packed (NUG, CF 2.5.1)."""
+    low, high = limits.get("valid_range", (None, None))
+    found: list[tuple[np.ufunc, float]] = []
+    for compare, limit in (
+        (np.less, limits.get("valid_min", low)),
+        (np.greater, limits.get("valid_max", high)),
+    ):
+        if limit is None:
+            continue
+        packed = "scale_factor" in raw.attrs or "add_offset" in raw.attrs
+        if str(raw.attrs.get("_Unsigned")).lower() == "true" and limit < 0:
+            limit = limit + 2 ** (8 * raw.dtype.itemsize)
+        if packed and float(limit).is_integer() and not isinstance(limit, np.floating | float):
+            scale = float(raw.attrs.get("scale_factor", 1.0))
+            half = abs(scale) / 2  # so that rounding decides nothing
+            limit = float(limit) * scale + float(raw.attrs.get("add_offset", 0.0))
+            if scale < 0:
+                compare = np.greater if compare is np.less else np.less
+            limit += half if compare is np.greater else -half
+        found.append((compare, float(limit)))
+    return found
+
+
+@contextmanager
+def open_file(path: Path) -> Iterator[SourceFile]:
+    """Open a file, or (a directory) a Zarr store, for reading.
+
+    Raises:
+        AqnetError: it is none, damaged, or what reads it is not installed.
+    """
+    try:
+        for module in ("xarray", "cf_xarray", "netCDF4"):
+            importlib.import_module(module)
+    except ImportError:
+        raise AqnetError(
+            f"{path}: reading source files needs xarray, cf_xarray and netCDF4; "
+            "pip install 'aqnet[convert]'"
+        ) from None
+    kind, opener, fills = "this file as NetCDF", _netcdf, _netcdf_fills()
+    if path.is_dir():
+        kind, opener, fills = "this directory as Zarr", _zarr, {}
+    elif path.suffix in _GRIB:
+        kind, opener, fills = "this file as GRIB", _grib, {}
+    elif path.suffix in _GEOTIFF:
+        kind, opener, fills = "this file as GeoTIFF", _geotiff, {}
+    try:
+        opened, variables = opener(path)
+    except DAMAGE as error:
+        raise AqnetError(f"{path}: cannot read {kind}: {one_line(error)}") from None
+    try:
+        yield SourceFile(path, variables, fills)
+    finally:
+        opened.close()
+
+
+def _netcdf(path: Path) -> tuple[Any, Mapping[Any, Any]]:
+    import netCDF4
+    from xarray.backends import NetCDF4DataStore
+
+    if caqra.is_archive(path.parent):
+        store = NetCDF4DataStore(netCDF4.Dataset(path.name, memory=caqra.member(path)))
+    else:
+        store = NetCDF4DataStore(netCDF4.Dataset(str(path)))
+    return store, store.load()[0]
+
+
+@cache
+def _netcdf_fills() -> dict[str, Any]:
+    """What NetCDF puts where nothing was written; bytes have no such value (NUG)."""
+    import netCDF4
+
+    return {
+        kind: fill
+        for kind, fill in netCDF4.default_fillvals.items()
+        if kind[0] in "fiu" and kind[1:] != "1"
+    }
+
+
+def _zarr(path: Path) -> tuple[Any, Mapping[Any, Any]]:
+    """A store by the metadata of its arrays, not by a consolidated copy, which may be older.
+
+    What marks missing values is the attribute `_FillValue` (floats as base64 where xarray wrote
+    it), else the array's fill value, of which 0 is every writer's default and marks nothing.
+    """
+    import zarr
+    from xarray.backends import ZarrStore
+    from xarray.backends.zarr import FillValueCoder
+
+    group = zarr.open_group(path, mode="r", use_consolidated=False)
+    store = ZarrStore(group, mode="r", use_zarr_fill_value_as_mask=True)
+    variables = store.load()[0]
+    for name, variable in variables.items():
+        array: Any = store.members[name]
+        mark: Any = array.attrs.get("_FillValue")
+        if isinstance(mark, str) and mark.endswith("="):
+            mark = FillValueCoder.decode(mark, array.dtype)
+        if mark is None and array.fill_value:
+            mark = array.fill_value
+        variable.attrs.pop("_FillValue", None)
+        if mark is not None:
+            variable.attrs["_FillValue"] = mark
+    return store, variables
+
+
+def _grib(path: Path) -> tuple[Any, Mapping[Any, Any]]:
+    xarray = _with("cfgrib", path)
+    options = {"indexpath": ""}  # nothing is written beside the file
+    dataset = xarray.open_dataset(path, engine="cfgrib", decode_cf=False, backend_kwargs=options)
+    return dataset, dataset.variables
+
+
+def _geotiff(path: Path) -> tuple[Any, Mapping[Any, Any]]:
+    """
+    Raises:
+        AqnetError: it is projected.
+    """
+    dataset = _with("rioxarray", path).open_dataset(path, engine="rasterio", decode_cf=False)
+    if dataset.rio.crs is None or not dataset.rio.crs.is_geographic:
+        raise AqnetError(
+            f"{path}: is in the reference system {dataset.rio.crs}; expected degrees: warp it with "
+            "gdalwarp -t_srs EPSG:4326"
+        )
+    for dim, name in ((dataset.rio.y_dim, "latitude"), (dataset.rio.x_dim, "longitude")):
+        dataset[dim].attrs["standard_name"] = name
+    return dataset, dataset.variables
+
+
+def _with(module: str, path: Path) -> Any:
+    """xarray, with what it needs to read a kind of file."""
+    try:
+        importlib.import_module(module)
+    except ImportError:
+        raise AqnetError(
+            f"{path}: reading {path.suffix} files needs {module}; pip install {module}"
+        ) from None
+    return importlib.import_module("xarray")
 
 
 def sizes_and_times(path: Path) -> list[str]:
@@ -88,194 +378,23 @@ def sizes_and_times(path: Path) -> list[str]:
     return lines
 
 
-@contextmanager
-def open_file(path: Path) -> Iterator[SourceFile]:
-    """Open a NetCDF file or (a directory) a Zarr store for reading.
+def chunks_without_values(path: Path, name: str) -> str | None:
+    """What to say of a Zarr array whose unwritten chunks count as values: its fill value is one.
 
-    Raises:
-        AqnetError: it is neither, or damaged.
+    Writers leave out chunks that hold nothing but the fill value, so that such a chunk is no
+    damage; but one that was lost looks alike.
     """
-    if path.is_dir():
-        yield ZarrStore(path)
-        return
-    try:
-        import netCDF4
-    except ImportError:
-        raise AqnetError(
-            f"{path}: reading NetCDF needs netCDF4; install it with pip install 'aqnet[convert]'"
-        ) from None
-    try:
-        if is_archive(path.parent):
-            dataset = netCDF4.Dataset(path.name, memory=member(path))
-        else:
-            dataset = netCDF4.Dataset(str(path))
-    except _DAMAGE as error:
-        raise AqnetError(f"{path}: cannot read this file as NetCDF: {error}") from None
-    try:
-        yield _NetCDF(path, dataset)
-    finally:
-        dataset.close()
+    if not path.is_dir():
+        return None
+    import zarr
 
-
-class _NetCDF(SourceFile):
-    def __init__(self, path: Path, dataset: Any) -> None:
-        self.path, self._dataset = path, dataset
-        self.dimensions = {
-            name: tuple(variable.dimensions) for name, variable in dataset.variables.items()
-        }
-
-    def attribute(self, name: str, key: str) -> Any:
-        return getattr(self._dataset.variables[name], key, None)
-
-    def layout(self, name: str) -> Layout:
-        variable = self._dataset.variables[name]
-        chunking = variable.chunking()
-        chunk = tuple(chunking) if isinstance(chunking, list) else None
-        return Layout(tuple(variable.shape), np.dtype(variable.dtype).kind, chunk)
-
-    def read(self, name: str, rows: Rows = None) -> Floats:
-        variable = self._dataset.variables[name]
-        try:
-            values = np.ma.asarray(variable[...] if rows is None else variable[rows])
-            found = _floating(values.data)
-        except _DAMAGE as error:
-            raise _unreadable(self.path, name, error) from None
-        found[np.ma.getmaskarray(values)] = np.nan
-        return found
-
-
-class ZarrStore(SourceFile):
-    """A Zarr store, v2 or v3."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            group = zarr.open_group(path, mode="r")
-            self._arrays: dict[str, zarr.Array[Any]] = dict(group.arrays())
-        except _DAMAGE as error:
-            raise AqnetError(f"{path}: cannot read this directory as Zarr: {error}") from None
-        self.dimensions = {name: self._dims(array) for name, array in self._arrays.items()}
-
-    @staticmethod
-    def _dims(array: zarr.Array[Any]) -> tuple[str, ...]:
-        named: Any = getattr(array.metadata, "dimension_names", None)
-        found: Any = named or array.attrs.get("_ARRAY_DIMENSIONS")
-        return tuple(str(name) for name in found or (f"dim_{at}" for at in range(array.ndim)))
-
-    def attribute(self, name: str, key: str) -> Any:
-        return self._arrays[name].attrs.get(key)
-
-    def layout(self, name: str) -> Layout:
-        array = self._arrays[name]
-        return Layout(tuple(array.shape), array.dtype.kind, tuple(array.shards or array.chunks))
-
-    def read(self, name: str, rows: Rows = None) -> Floats:
-        array = self._arrays[name]
-        try:
-            raw = np.asarray(array[...] if rows is None else array[rows])
-            marks = _missing_marks(array)
-        except _DAMAGE as error:
-            raise _unreadable(self.path, name, error) from None
-        packed = "scale_factor" in array.attrs or "add_offset" in array.attrs
-        values = _floating(raw.astype(np.float64) if packed else raw)
-        for mark in marks:
-            values[raw == mark] = np.nan
-        factor: Any = array.attrs.get("scale_factor", 1.0)
-        offset: Any = array.attrs.get("add_offset", 0.0)
-        return values * float(factor) + float(offset) if packed else values
-
-    def lost_chunk(self, name: str) -> str | None:
-        """The key of a chunk without a file whose place in space has one at another time.
-
-        Chunks that are missing everywhere need no file; one that comes and goes was lost.
-        """
-        array = self._arrays[name]
-        shape = array.shards or array.chunks
-        counts = [-(-size // part) for size, part in zip(array.shape, shape, strict=True)]
-        keys = np.empty(counts, dtype=object)
-        for place in np.ndindex(*counts):
-            keys[place] = array.metadata.encode_chunk_key(place)
-        folder = self.path / array.path
-        # folders are listed, which network file systems answer faster than a question a chunk
-        files = {file.relative_to(folder).as_posix() for file in folder.rglob("*")}
-        there = np.vectorize(files.__contains__, otypes=[bool])(keys)
-        lost = keys[~there & there.any(axis=0)]
-        return str(lost[0]) if len(lost) else None
-
-
-def _missing_marks(array: zarr.Array[Any]) -> list[Any]:
-    """The values that stand for missing ones in a Zarr array.
-
-    xarray writes them as the attribute `_FillValue` (floats as base64 of their eight bytes) to v3,
-    as the array's own fill value to v2, where, as in any array, 0 is the default and marks nothing.
-    """
-    found: list[Any] = [array.attrs.get("_FillValue"), array.attrs.get("missing_value")]
-    if found[0] is None and array.fill_value and array.dtype.kind != "b":
-        found[0] = array.fill_value
-    for at, mark in enumerate(found):
-        if isinstance(mark, str) and mark.endswith("="):
-            found[at] = struct.unpack("<d", base64.b64decode(mark))[0]
-        elif isinstance(mark, str):  # "NaN", for one
-            found[at] = float(mark)
-    return [mark for mark in found if mark is not None]
-
-
-def _floating(values: NDArray[Any]) -> Floats:
-    """float32 as it is, everything else as float64, in memory of its own."""
-    return values.copy() if values.dtype == np.float32 else values.astype(np.float64)
-
-
-def _time_name(file: SourceFile) -> str:
-    for name in TIME_NAMES:
-        if len(file.dimensions.get(name, ("", ""))) <= 1:
-            return name
-    raise AqnetError(f"{file.path}: the coordinate 'time' is missing")
-
-
-def _unreadable(path: Path, name: str, error: BaseException) -> AqnetError:
-    detail = one_line(error) or type(error).__name__
-    return AqnetError(
-        f"{path}: variable {name!r} cannot be read ({detail}); the file is damaged: get it again"
+    array = zarr.open_group(path, mode="r", use_consolidated=False)[name]
+    if not isinstance(array, zarr.Array):
+        return None
+    lacking = array.nchunks - array.nchunks_initialized
+    if lacking == 0 or array.fill_value or "_FillValue" in array.attrs:
+        return None
+    return (
+        f"{lacking:,} of {array.nchunks:,} chunks were never written; they read as "
+        f"{array.fill_value}, the fill value"
     )
-
-
-def _hours(
-    path: Path, name: str, values: NDArray[np.float64], units: str, calendar: str
-) -> NDArray[np.int64]:
-    if calendar not in _CALENDARS:
-        raise AqnetError(
-            f"{path}: the calendar of {name!r} is {calendar!r}; expected one of "
-            f"{', '.join(_CALENDARS)} (with leap days)"
-        )
-    where, match = f"{path}: {name!r}", _UNITS.fullmatch(units.strip())
-    try:
-        if match is None:
-            raise ValueError
-        year, month, day = (int(part) for part in match[2].split("-"))
-        origin = np.datetime64(f"{year:04}-{month:02}-{day:02}", "s")
-    except ValueError:
-        raise AqnetError(
-            f"{where} has units {units!r}; expected such as 'hours since 1970-01-01'"
-        ) from None
-    if calendar != "proleptic_gregorian" and origin < _FIRST_GREGORIAN_DAY:
-        raise AqnetError(
-            f"{where} counts from {match[2]}, which in the calendar {calendar!r} is a Julian date, "
-            "two days off; count from 1970, or name the calendar proleptic_gregorian if it is meant"
-        )
-    start = int(origin.astype(np.int64)) + int(match[3] or 0) * 3600 + int(match[4] or 0) * 60
-    return whole_hours(where, values * SECONDS[match[1]] + start + int(match[5] or 0))
-
-
-def whole_hours(where: str, seconds: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Seconds as hours; `where` names the file and its coordinate in errors.
-
-    Raises:
-        AqnetError: some are missing, or no whole hours.
-    """
-    if not np.isfinite(seconds).all():
-        raise AqnetError(f"{where} holds missing values")
-    hours = seconds / 3600
-    rounded = np.rint(hours)
-    if hours.size and abs(hours - rounded).max() > 1e-3:
-        raise AqnetError(f"{where} holds times that are no whole hours")
-    return rounded.astype(np.int64)

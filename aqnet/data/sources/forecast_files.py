@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aqnet.config import Config
-from aqnet.data.sources import units
-from aqnet.data.sources.files import SECONDS, TIME_NAMES, SourceFile, open_file, whole_hours
-from aqnet.data.sources.view import coordinates, missing_to_nan
+from aqnet.data.sources import limits, units
+from aqnet.data.sources.files import SourceFile, open_file
+from aqnet.data.sources.view import hour_text
 from aqnet.errors import AqnetError
+from aqnet.grid import same_place
 
 # what global and regional CAMS files call the pollutants
 CAMS_NAMES: Mapping[str, tuple[str, ...]] = {
@@ -24,8 +25,7 @@ CAMS_NAMES: Mapping[str, tuple[str, ...]] = {
     "co": ("co", "co_conc"),
     "o3": ("go3", "o3_conc"),
 }
-_START_NAMES = ("forecast_reference_time", "time")
-_LEAD_NAMES = ("lead_time", "forecast_period", "leadtime", "step")
+_LOWEST = -1000.0  # ug m-3: what a model forecasts below 0 is scored as it is, a code is not
 
 
 class ForecastFiles:
@@ -33,7 +33,7 @@ class ForecastFiles:
 
     Attributes:
         times: input times (valid times without lead times), hours since 1970 UTC, ascending.
-        lead_times: hours; None where the files have none, as an analysis or a reanalysis.
+        lead_times: hours, ascending; None where the files have none, as those of a reanalysis.
         names: what the files call each target that they hold.
         lat, lon: degrees, shape [H, W].
     """
@@ -44,27 +44,25 @@ class ForecastFiles:
         Raises:
             AqnetError: nothing there, unreadable, no target, or unknown units or dimensions.
         """
-        self.path, self._targets = path, config.data.targets
+        self.path, self._data = path, config.data
         files = sorted(Path(found) for found in glob.glob(path))  # noqa: PTH207
         if not files:
             raise AqnetError(f"--forecast-file: nothing matches {path!r}")
-        self._places: dict[int, tuple[Path, int]] = {}
+        # row of a file by (input time, lead time), or by (valid time, None)
+        self._places: dict[tuple[int, int | None], tuple[Path, int]] = {}
         for number, file_path in enumerate(files):
             with open_file(file_path) as file:
                 if number == 0:
-                    self._describe(file, config)
-                elif any(
-                    not np.array_equal(*pair)
-                    for pair in zip(coordinates(file), (self.lat, self.lon), strict=True)
-                ):
+                    self._describe(file)
+                elif not same_place(file.cells.lat, file.cells.lon, self.lat, self.lon):
                     raise AqnetError(f"{file_path}: another grid than {files[0]}")
-                hours = file.times(self._start)
-                for row, hour in enumerate(hours.tolist()):
-                    if hour in self._places:
-                        twice = f"{np.datetime64(hour, 'h')} is in {self._places[hour][0]} as well"
-                        raise AqnetError(f"{file_path}: {twice}; give each time once")
-                    self._places[hour] = file_path, row
-        self.times = np.array(sorted(self._places))
+                self._add(file)
+        bases, leads = zip(*self._places, strict=True)
+        self.times = np.unique(bases)
+        known = {lead for lead in leads if lead is not None}
+        if known and None in leads:
+            raise AqnetError(f"{path}: some of the files have lead times, others have none")
+        self.lead_times = np.array(sorted(known)) if known else None
 
     def count(self, times: NDArray[np.int64], lead_times: Sequence[int]) -> str:
         """How many of `times`, at how many of `lead_times`, are there.
@@ -72,103 +70,86 @@ class ForecastFiles:
         Raises:
             AqnetError: none at all.
         """
-        if self.lead_times is None:
-            there = np.isin(times[:, None] + np.array(lead_times), self.times)
-        else:
-            leads = np.isin(lead_times, self.lead_times)
-            there = np.isin(times, self.times)[:, None] & leads
-        if not there.any():
+        wanted = [self._key(time, lead) for time in times.tolist() for lead in lead_times]
+        there = sum(key in self._places for key in wanted)
+        if not there:
             first, last = self.times[[0, -1]].astype("datetime64[h]")
-            leads_said = "valid times" if self.lead_times is None else f"{self.lead_times} h"
+            held = "valid times" if self.lead_times is None else f"{self.lead_times} h"
             raise AqnetError(
                 f"{self.path}: has none of the input times and lead times evaluated; it holds "
-                f"{first} to {last}, {leads_said}"
+                f"{first} to {last}, {held}"
             )
-        return f"{int(there.sum())} of {there.size} input times x lead times"
+        return f"{there} of {len(wanted)} input times x lead times"
 
     def read(self, time: int, lead_times: Sequence[int]) -> NDArray[np.float64]:
         """Targets [K, T, H, W] in aqnet's units, NaN where the files have none."""
-        found = np.full((len(lead_times), len(self._targets), *self.lat.shape), np.nan)
-        if self.lead_times is None:
-            wanted = [(at, time + lead, None) for at, lead in enumerate(lead_times)]
-        else:
-            known = self.lead_times.tolist()
-            wanted = [
-                (at, time, known.index(lead)) for at, lead in enumerate(lead_times) if lead in known
-            ]
-        for at, hour, lead in wanted:
-            if hour in self._places:
-                path, row = self._places[hour]
+        targets = self._data.targets
+        found = np.full((len(lead_times), len(targets), *self.lat.shape), np.nan)
+        for at, lead in enumerate(lead_times):
+            path, row = self._places.get(self._key(time, lead), (None, 0))
+            if path is not None:
                 with open_file(path) as file:
                     for name in self.names:
-                        found[at, self._targets.index(name)] = self._field(file, name, row, lead)
+                        found[at, targets.index(name)] = self._field(file, name, row)
         return found
 
-    def _describe(self, file: SourceFile, config: Config) -> None:
-        self.lat, self.lon = coordinates(file)
+    def _key(self, time: int, lead: int) -> tuple[int, int | None]:
+        return (time + lead, None) if self.lead_times is None else (time, lead)
+
+    def _add(self, file: SourceFile) -> None:
+        times = file.times
+        leads = [None] * len(times.valid)
+        if times.base is not None:
+            leads = (times.valid - times.base).tolist()
+        starts = (times.valid if times.base is None else times.base).tolist()
+        for row, key in enumerate(zip(starts, leads, strict=True)):
+            if key in self._places:
+                after = "" if key[1] is None else f" + {key[1]} h"
+                raise AqnetError(
+                    f"{file.path}: {np.datetime64(key[0], 'h')}{after} is in "
+                    f"{self._places[key][0]} as well; give each time once"
+                )
+            self._places[key] = file.path, row
+        for name in self.names:
+            self._conversion(file, name)
+
+    def _describe(self, file: SourceFile) -> None:
+        self.lat, self.lon = file.cells.lat, file.cells.lon
         if min(self.lat.shape) < 2:
             raise AqnetError(f"{file.path}: a grid of {self.lat.shape}; at least 2 x 2 is needed")
-        mapped = config.data.sources[0].names if config.data.sources else {}
+        mapped = self._data.sources[0].names if self._data.sources else {}
         self.names: dict[str, str] = {}
-        for name in self._targets:
-            candidates = (
-                name,
-                *([mapped[name]] if name in mapped else []),
-                *CAMS_NAMES.get(name, ()),
-            )
-            inside = next((one for one in candidates if one in file.dimensions), None)
+        for name in self._data.targets:
+            candidates = (name, mapped.get(name, name), *CAMS_NAMES.get(name, ()))
+            inside = next((one for one in candidates if one in file.names), None)
             if inside is not None:
                 self.names[name] = inside
         if not self.names:
             raise AqnetError(
-                f"{file.path}: holds none of {', '.join(self._targets)}, by these names, those of "
-                f"data.sources or those of CAMS; it holds {', '.join(sorted(file.dimensions))}"
+                f"{file.path}: holds none of {', '.join(self._data.targets)}, by these names, "
+                "those of data.sources or those of CAMS; it holds "
+                f"{', '.join(sorted(file.names))}"
             )
-        dims = file.dimensions[next(iter(self.names.values()))]
-        lead = next((name for name in _LEAD_NAMES if name in dims), None)
-        self.lead_times = None if lead is None else _lead_hours(file, lead)
-        starts = TIME_NAMES if lead is None else _START_NAMES
-        for self._start in starts:
-            # one forecast a file has a scalar start
-            if self._start in dims or (lead and file.dimensions.get(self._start) == ()):
-                break
-        else:
-            raise AqnetError(
-                f"{file.path}: dimensions {dims}; expected one of {', '.join(starts)}, two of the "
-                f"grid, and one of {', '.join(_LEAD_NAMES)} where there are lead times"
-            )
-        for name in self.names:
-            self._conversion(file, name)
 
     def _conversion(self, file: SourceFile, name: str) -> units.Conversion:
         inside = self.names[name]
         where = f"{file.path}: variable {inside!r}"
-        if inside not in file.dimensions:
+        if inside not in file.names:
             raise AqnetError(f"{where} is missing, which other files of {self.path} have")
-        dims, shape = file.dimensions[inside], file.layout(inside).shape
-        known = (self._start, *_LEAD_NAMES, *dims[-2:])
-        if shape[-2:] != self.lat.shape or any(
-            size > 1 and dim not in known for dim, size in zip(dims, shape, strict=True)
-        ):
-            raise AqnetError(
-                f"{where} has dimensions {dims} of sizes {shape}; expected a grid of "
-                f"{self.lat.shape} as the last two, and no levels: cut one out"
-            )
-        return units.conversion(name, file.unit(inside), where)
+        file.layout(inside, timed=True)
+        found = units.conversion(name, file.unit(inside), where)
+        if found.unit == units.MIXING_RATIO:
+            raise units.no_density(where)
+        return found
 
-    def _field(
-        self, file: SourceFile, name: str, row: int, lead: int | None
-    ) -> NDArray[np.float64]:
-        factor, offset, _ = self._conversion(file, name)
-        place = {self._start: row, **dict.fromkeys(_LEAD_NAMES, lead or 0)}
-        at = [place.get(dim, 0) for dim in file.dimensions[self.names[name]][:-2]]
-        values = missing_to_nan(file.read(self.names[name], (*at, slice(None), slice(None))))
-        return np.asarray(values, np.float64) * factor + offset
-
-
-def _lead_hours(file: SourceFile, name: str) -> NDArray[np.int64]:
-    unit = (file.unit(name) or "").strip().removesuffix("s")
-    if unit not in SECONDS:
-        raise AqnetError(f"{file.path}: {name!r} has units {file.unit(name)!r}; expected hours")
-    values = np.atleast_1d(file.read(name)).astype(np.float64)
-    return whole_hours(f"{file.path}: {name!r}", values * SECONDS[unit])
+    def _field(self, file: SourceFile, name: str, row: int) -> NDArray[np.float64]:
+        convert, inside = self._conversion(file, name), self.names[name]
+        values = file.read(inside, slice(row, row + 1))[0]
+        values, _ = limits.without_codes(values, self._data.missing_values)
+        for wrong in limits.beyond(values, name, convert, _LOWEST):
+            when = hour_text(file.times.valid[row])
+            place = f"{when}, row {wrong.first[0]}, column {wrong.first[1]}"
+            unit = file.unit(inside) or ""
+            text = limits.described(wrong, name, convert, unit, place)
+            raise AqnetError(f"{file.path}: variable {inside!r} {text}")
+        return np.asarray(values, np.float64) * convert.factor + convert.offset

@@ -15,6 +15,10 @@ POLLUTANTS = ("pm25", "pm10", "so2", "no2", "co", "o3")
 PACKING_NOISE = 0.01  # ug/m3; packed files hold values down to this far below zero
 
 CONCENTRATION = "ug m-3"
+MIXING_RATIO = "kg kg-1"
+DRY_AIR = 287.05  # specific gas constant [J kg-1 K-1]
+_MOLAR_MASS = {"so2": 64.066, "no2": 46.0055, "co": 28.0101, "o3": 47.9982}  # g mol-1 (IUPAC)
+_MOLAR_MASS_OF_AIR = 28.9647  # g mol-1, dry (US Standard Atmosphere)
 _CANONICAL: Mapping[str, str] = {
     **dict.fromkeys(POLLUTANTS, CONCENTRATION),
     "u": "m s-1",
@@ -68,7 +72,10 @@ _ALIASES: Mapping[str, str] = {
     **dict.fromkeys(("people cell-1", "persons", "persons cell-1", "people per cell"), "people"),
     **dict.fromkeys(("persons per cell", "inhabitants", "count"), "people"),
 }
-_MIXING_RATIO = re.compile(r"([munp]?g|kg) k?g-1|([munp]?mol) mol-1|pp[mbt][vm]?")
+_PREFIX = {"": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9, "p": 1e-12, "k": 1e3}
+_PARTS_PER = {"m": 1e-6, "b": 1e-9, "t": 1e-12}
+_BY_MASS = re.compile(r"([kmunp]?)g (k?)g-1")
+_BY_VOLUME = re.compile(r"([munp]?)mol mol-1|pp([mbt])v?")
 
 
 def canonical_unit(name: str) -> str | None:
@@ -79,11 +86,14 @@ def canonical_unit(name: str) -> str | None:
 def conversion(name: str, found: str | None, origin: str) -> Conversion:
     """How to bring values of the variable `name` to aqnet's unit.
 
+    Mixing ratios of pollutants come to kg kg-1, and become concentrations where the density of the
+    air is known. Variables that aqnet does not know keep their values and their unit.
+
     Args:
         found: the unit as the file (or `data.units`) spells it, None where it says nothing.
         origin: the file and its variable, for the error.
     Raises:
-        AqnetError: the unit is absent, unknown, a mixing ratio or of another quantity.
+        AqnetError: the unit is absent, unknown or of another quantity.
     """
     expected = _CANONICAL.get(name)
     hint = f"set data.units.{name} in the config if the file is wrong"
@@ -92,37 +102,58 @@ def conversion(name: str, found: str | None, origin: str) -> Conversion:
             f"{origin} has no units; expected {expected or 'a units attribute'}; {hint}"
         )
     text = _spelled_alike(found)
-    if _MIXING_RATIO.fullmatch(text):
-        raise AqnetError(
-            f"{origin} has units {found!r}, a mixing ratio, which becomes a concentration only "
-            f"with the density of the air at each point; expected {expected or CONCENTRATION!r}: "
-            "convert the file first"
-        )
+    if expected is None:
+        return Conversion(1.0, 0.0, found.strip())
+    if expected == CONCENTRATION and (factor := _mixing_ratio(name, text)) is not None:
+        return Conversion(factor, 0.0, MIXING_RATIO)
     for candidate in _ACCEPTED.get(text, ()):
-        if expected in (None, candidate.unit):
+        if expected == candidate.unit:
             return candidate
     if text in _ACCEPTED:
         raise AqnetError(f"{origin} has units {found!r}; expected {expected!r} or alike; {hint}")
     raise AqnetError(
-        f"{origin} has unknown units {found!r}; expected {expected or 'one of aqnet'!r} "
+        f"{origin} has unknown units {found!r}; expected {expected!r} "
         f"(known: {', '.join(_ACCEPTED)}); {hint}"
     )
 
 
-def without_noise(values: NDArray[Any]) -> tuple[NDArray[Any], int, float]:
-    """Concentrations [ug/m3] with packing noise (-`PACKING_NOISE` to 0) set to 0.
+def _mixing_ratio(name: str, text: str) -> float | None:
+    """To kg kg-1, None where the unit is no mixing ratio, or one of a mixture by volume."""
+    if match := _BY_MASS.fullmatch(text):
+        return _PREFIX[match[1]] / _PREFIX[match[2]]
+    match = _BY_VOLUME.fullmatch(text)
+    if match is None or name not in _MOLAR_MASS:
+        return None
+    share = _PARTS_PER[match[2]] if match[2] else _PREFIX[match[1]]
+    return share * _MOLAR_MASS[name] / _MOLAR_MASS_OF_AIR
 
-    Returns:
-        The values, how many were set to 0, and the lowest value that is below the noise
-        (0.0 where there is none).
-    """
+
+def no_density(origin: str) -> AqnetError:
+    """The refusal of a mixing ratio where nothing tells the density of the air."""
+    return AqnetError(
+        f"{origin} has units of a mixing ratio, which becomes a concentration only with the "
+        "density of the air, from its temperature and surface pressure; name what the files (or "
+        "another entry of data.sources) call them in data.sources[].names: {temp: ..., psfc: ...}, "
+        f"or convert the file to {CONCENTRATION!r} first"
+    )
+
+
+def concentration(
+    ratio: NDArray[Any], temperature: NDArray[Any], pressure: NDArray[Any]
+) -> NDArray[np.float32]:
+    """Mixing ratios [kg kg-1] as concentrations [ug m-3], by the density of dry air at
+    `temperature` [K] and `pressure` [Pa]."""
+    density = pressure.astype(np.float64) / (DRY_AIR * temperature.astype(np.float64))
+    return (1e9 * ratio * density).astype(np.float32)
+
+
+def without_noise(values: NDArray[Any]) -> tuple[NDArray[Any], int]:
+    """Concentrations with packing noise (-`PACKING_NOISE` to 0 ug/m3), the only negative values
+    that `limits.beyond` lets pass, set to 0, and how many that were."""
     negative = values < 0  # NaN compares false
     if not negative.any():
-        return values, 0, 0.0
-    lowest = float(values[negative].min())
-    noise = negative & (values >= -PACKING_NOISE)
-    below = lowest if lowest < -PACKING_NOISE else 0.0
-    return np.where(noise, 0.0, values), int(noise.sum()), below
+        return values, 0
+    return np.where(negative, values.dtype.type(0), values), int(negative.sum())
 
 
 def _spelled_alike(text: str) -> str:

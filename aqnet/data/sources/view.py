@@ -1,5 +1,5 @@
-"""Source files (CAQRA, CF NetCDF, AQ_NET2 yearly Zarr) as one view of hourly fields in aqnet's
-units."""
+"""Source files (CAQRA, CF NetCDF, AQ_NET2 yearly Zarr and alike) as one view of hourly fields in
+aqnet's units."""
 
 from __future__ import annotations
 
@@ -7,25 +7,41 @@ import glob
 import hashlib
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from aqnet.config import STATIC_VARIABLES, Data, Source
-from aqnet.data.sources import caqra, units
-from aqnet.data.sources.files import Floats, SourceFile, ZarrStore, open_file, sizes_and_times
+from aqnet.config import Data, Source
+from aqnet.data.regridding.winds import grid_angle, to_earth
+from aqnet.data.sources import caqra, limits, units
+from aqnet.data.sources.cells import Cells
+from aqnet.data.sources.files import SourceFile, chunks_without_values, open_file, sizes_and_times
+from aqnet.data.sources.times import Times
 from aqnet.errors import AqnetError
+from aqnet.grid import same_place
 
 Array = NDArray[np.float32]
 
-_MISSING = -999.0  # what older AQ_NET2 stores hold outside China
-SAME_PLACE = 1e-4  # degrees; coordinates of one grid differ by rounding only
-LAT_NAMES = ("lat2d", "lat", "latitude", "XLAT")
-LON_NAMES = ("lon2d", "lon", "longitude", "XLONG")
+
+@dataclass(frozen=True)
+class Rules:
+    """What a config says of all source files: `data.units`, `data.missing_values`,
+    `data.utc_offset` [h] and `data.winds`."""
+
+    units: Mapping[str, str] = field(default_factory=dict)
+    missing_values: tuple[float, ...] = ()
+    utc_offset: int = 0
+    winds: Literal["earth", "grid"] = "earth"
+
+    @classmethod
+    def of(cls, data: Data) -> Rules:
+        """Those of a config."""
+        return cls(data.units, data.missing_values, data.utc_offset, data.winds)
 
 
 def hour_text(hour: int) -> str:
@@ -33,41 +49,24 @@ def hour_text(hour: int) -> str:
     return str(np.datetime64(int(hour), "h").astype("datetime64[m]")).replace("T", " ")
 
 
-def coordinates(file: SourceFile) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Latitude and longitude of a file's cells [degrees], float64, both of shape [H, W].
-
-    Raises:
-        AqnetError: the file has no such coordinates, or they hold missing values.
-    """
-    lat, lon = (_first_of(file, names) for names in (LAT_NAMES, LON_NAMES))
-    if lat.ndim == lon.ndim == 1:
-        lat, lon = np.meshgrid(lat, lon, indexing="ij")
-    if lat.ndim != 2 or lat.shape != lon.shape:
-        raise AqnetError(
-            f"{file.path}: latitude has shape {lat.shape} and longitude {lon.shape}; "
-            "expected both 1-D, or both of shape (y, x)"
-        )
-    if not (np.isfinite(lat).all() and np.isfinite(lon).all()):
-        raise AqnetError(f"{file.path}: latitude or longitude holds missing values")
-    return lat, lon
-
-
-def _first_of(file: SourceFile, names: Sequence[str]) -> NDArray[np.float64]:
-    for name in names:
-        if name in file.dimensions:
-            return file.read(name).astype(np.float64)
-    raise AqnetError(f"{file.path}: no coordinate {' or '.join(names[1:3])} in the file")
-
-
-def check_times(path: Path, times: NDArray[np.int64]) -> None:
+def check_times(file: SourceFile) -> None:
     """Refuse times that are not strictly ascending, by name.
 
     Raises:
         AqnetError: there are none, or two are equal or out of order.
     """
+    times, path = file.times.valid, file.path
     if len(times) == 0:
         raise AqnetError(f"{path}: the file holds no time")
     steps = np.diff(times)
+    if (steps <= 0).any() and file.times.base is not None:
+        names = " and ".join(repr(name) for name in file.times.names)
+        row = int(np.argmax(steps <= 0)) + 1
+        twice = hour_text(times[row])
+        raise AqnetError(
+            f"{path}: {names} give several lead times for one valid time, or times out of order "
+            f"({twice}); cut the lead times to those that follow each other once"
+        )
     for what, wrong in (("duplicated", steps == 0), ("unsorted", steps < 0)):
         if wrong.any():
             row = int(np.argmax(wrong)) + 1
@@ -78,7 +77,7 @@ def check_times(path: Path, times: NDArray[np.int64]) -> None:
 
 
 class SourceView:
-    """All files of one source, in time order.
+    """All files of one entry of `data.sources`, in time order.
 
     Attributes:
         files: paths, in time order.
@@ -90,7 +89,7 @@ class SourceView:
     def __init__(
         self,
         source: Source,
-        given_units: dict[str, str] | None = None,
+        rules: Rules | None = None,
         kept: Path | None = None,
         write: bool = True,
     ) -> None:
@@ -104,14 +103,17 @@ class SourceView:
             AqnetError: no file, files of two layouts, unreadable files, unsorted or duplicated
                 times, or a grid that differs between files.
         """
-        self._names, self._given_units = source.names, given_units or {}
+        self._names, self._rules = source.names, rules or Rules()
+        self._path = source.path
         # Path.glob takes no absolute pattern
         paths = sorted(Path(name) for name in glob.glob(source.path, recursive=True))  # noqa: PTH207
         if not paths:
             raise AqnetError(f"data.sources: no file matches {source.path!r}")
         if len({path.is_dir() for path in paths}) > 1:
             raise AqnetError(f"data.sources: {source.path!r} matches both NetCDF files and stores")
-        self._checked: set[Path] = set()  # files whose grid is the first one's
+        self._axes: dict[Path, tuple[Cells, Times]] = {}  # of files whose grid is the first one's
+        self._units: dict[str, str] = {}  # of variables, as the first file gives them
+        self._told: set[str] = set()
         found = []
         for path in caqra.expanded(paths, kept, write):
             hour = caqra.hour_of(path)
@@ -119,57 +121,74 @@ class SourceView:
                 found.append((np.array([hour]), path))
                 continue
             with self._open(path) as file:
-                times = file.times()
-                check_times(path, times)
-            found.append((times, path))
+                check_times(file)
+                found.append((file.times.valid, path))
         found.sort(key=lambda item: int(item[0][0]))
         self.files = tuple(path for _, path in found)
-        self._steps = {path: len(times) for times, path in found}
         self._starts = np.cumsum([0, *(len(times) for times, _ in found)])
-        self.times = np.concatenate([times for times, _ in found])
+        self.times = np.concatenate([times for times, _ in found]) - self._rules.utc_offset
         self._check_overlap(found)
-        if not self._checked:
-            with self._open(self.files[0]):
-                pass
+        with self._open(self.files[0]) as file:
+            self.names = file.names
+        self._angle = grid_angle(self.lat, self.lon) if self._rules.winds == "grid" else None
         self.noise: Counter[str] = Counter()
 
     @contextmanager
     def _open(self, path: Path) -> Iterator[SourceFile]:
-        """A file of this source; the first time, its grid is checked."""
+        """A file of this source; the first time, its grid is checked and its axes are kept, which
+        take as long to find as an hour to read."""
         with open_file(path) as file:
-            if path not in self._checked:
+            if path in self._axes:
+                file.cells, file.times = self._axes[path]
+            else:
                 self._check_grid(file)
-                self._checked.add(path)
+                file.cells = file.cells._replace(lat=self.lat, lon=self.lon)
+                self._axes[path] = file.cells, file.times
             yield file
 
     def _check_grid(self, file: SourceFile) -> None:
-        lat, lon = coordinates(file)
+        lat, lon = file.cells.lat, file.cells.lon
         if not hasattr(self, "lat"):
             self.lat, self.lon, self._grid_of = lat, lon, file.path
-            return
-        where = f"{file.path}: the grid differs from that of {self._grid_of}"
-        if lat.shape != self.lat.shape:
-            raise AqnetError(f"{where}: shape {lat.shape}, expected {self.lat.shape}")
-        if abs(lat - self.lat).max() > SAME_PLACE or abs(lon - self.lon).max() > SAME_PLACE:
-            reversed_ = abs(lat[::-1] - self.lat).max() <= SAME_PLACE
+        elif not same_place(lat, lon, self.lat, self.lon):
+            where = f"{file.path}: the grid differs from that of {self._grid_of}"
+            if lat.shape != self.lat.shape:
+                raise AqnetError(f"{where}: shape {lat.shape}, expected {self.lat.shape}")
+            reversed_ = same_place(lat[::-1], lon[::-1], self.lat, self.lon)
             reason = "latitude runs the other way" if reversed_ else "other coordinates"
             raise AqnetError(f"{where}: {reason}; bring all files to one grid")
 
     def _check_overlap(self, found: list[tuple[NDArray[np.int64], Path]]) -> None:
         for (before, first), (after, second) in itertools.pairwise(found):
-            if after[0] <= before[-1]:
+            if after[0] > before[-1]:
+                continue
+            held = []
+            for path in (first, second):
+                with self._open(path) as file:
+                    held.append({name for name in file.names if len(file.dims(name)) > 2})
+            if all(held) and not held[0] & held[1]:
+                one, other = (", ".join(sorted(names)) for names in held)
                 raise AqnetError(
-                    f"{second}: times are duplicated or overlap: it starts at "
-                    f"{hour_text(after[0])}, but {first} ends at {hour_text(before[-1])}"
+                    f"{self._path}: these files hold one variable each ({first.name}: {one}; "
+                    f"{second.name}: {other}); list them as entries of data.sources, each with a "
+                    "path that matches its own files, or merge them"
                 )
+            raise AqnetError(
+                f"{second}: times are duplicated or overlap: it starts at "
+                f"{hour_text(after[0])}, but {first} ends at {hour_text(before[-1])}"
+            )
 
     def file_name(self, name: str) -> str:
         """What the files call the variable `name`."""
         return self._names.get(name, name)
 
+    def holds(self, name: str) -> bool:
+        """Whether the first file has a variable."""
+        return self.file_name(name) in self.names
+
     def check_variables(self, names: Sequence[str], rows: slice) -> None:
-        """Refuse files of `rows` that lack one of `names`, spell units aqnet cannot read or lost a
-        chunk; of files that hold one hour each, only the first is opened.
+        """Refuse files of `rows` that lack one of `names`, spell units aqnet cannot read or have
+        dimensions it cannot use; of files that hold one hour each, only the first is opened.
 
         Raises:
             AqnetError: names the file, the variable and what to do.
@@ -178,39 +197,43 @@ class SourceView:
             with self._open(path) as file:
                 self._check_present(file, names)
                 for name in names:
+                    inside = self.file_name(name)
                     self._conversion(file, name)
-                    self._check_shape(file, name)
+                    _, single = file.layout(inside, timed=True)
+                    for dim in set(single) - {"time", "valid_time"}:
+                        self._tell(f"{inside!r}: its only {dim!r} is taken")
+                    if note := chunks_without_values(path, inside):
+                        self._tell(f"{path.name}: {inside!r}: {note}")
             if caqra.hour_of(path) is not None:
                 return
 
-    def _check_shape(self, file: SourceFile, name: str) -> None:
-        inside = self.file_name(name)
-        where = f"{file.path}: variable {inside!r}"
-        dims = file.dimensions[inside]
-        if len(dims) != 3 and not self._without_time(file, inside):
-            raise AqnetError(f"{where} has dimensions {dims}; expected (time, y, x)")
-        if dims[-1] in LAT_NAMES or dims[-2] in LON_NAMES:
-            raise AqnetError(f"{where} has dimensions {dims}; expected latitude before longitude")
-        if isinstance(file, ZarrStore):
-            lost = file.lost_chunk(inside)
-            if lost is not None:
-                raise AqnetError(
-                    f"{where} has no chunk {lost}, though its place has values at other times; "
-                    "the store is damaged: get it again"
-                )
+    def _tell(self, text: str) -> None:
+        """Print a line, once."""
+        if text not in self._told:
+            self._told.add(text)
+            print(f"{self._path}: {text}", flush=True)
 
-    def _without_time(self, file: SourceFile, inside: str) -> bool:
-        """Whether a field has no time axis, as a file of one hour needs none."""
-        return len(file.dimensions[inside]) == 2 and self._steps[file.path] == 1
+    def unit(self, name: str) -> str:
+        """The unit in which `read` gives a variable: aqnet's own, that of mixing ratios, or of a
+        variable that aqnet does not know, the file's.
+
+        Raises:
+            AqnetError: the first file lacks it, or its unit is unknown.
+        """
+        if name not in self._units:
+            with self._open(self.files[0]) as file:
+                self._conversion(file, name)
+        return self._units[name]
 
     def read(self, names: Sequence[str], rows: slice) -> Array:
-        """Fields of `names` at `times[rows]`, in aqnet's units, NaN where missing.
+        """Fields of `names` at `times[rows]`, in the unit that `unit` gives, NaN where missing,
+        winds eastward and northward.
 
         Returns:
             float32, shape [rows, len(names), H, W].
         Raises:
-            AqnetError: a variable is missing or unreadable, has the wrong shape or units,
-                infinite values, or concentrations below -0.01 ug/m3.
+            AqnetError: a variable is missing or unreadable, has dimensions or units that cannot be
+                used, or values that cannot be.
         """
         start, stop, _ = rows.indices(len(self.times))
         block = np.empty((stop - start, len(names), *self.lat.shape), np.float32)
@@ -221,6 +244,9 @@ class SourceView:
                 for channel, name in enumerate(names):
                     block[done : done + size, channel] = self._field(file, name, piece)
             done += size
+        if self._angle is not None and "u" in names:
+            u, v = names.index("u"), names.index("v")
+            block[:, u], block[:, v] = to_earth(block[:, u], block[:, v], self._angle)
         return block
 
     def static(self, name: str) -> Array:
@@ -256,75 +282,42 @@ class SourceView:
         return {"first_last_and_count_of_files": files, "file_sizes_and_times": digest.hexdigest()}
 
     def _check_present(self, file: SourceFile, names: Sequence[str]) -> None:
-        lost = [name for name in names if self.file_name(name) not in file.dimensions]
+        lost = [name for name in names if self.file_name(name) not in file.names]
         if lost:
             listed = ", ".join(f"{name} (as {self.file_name(name)!r})" for name in lost)
             raise AqnetError(
-                f"{file.path}: lacks {listed}; it holds {', '.join(sorted(file.dimensions))}; if "
+                f"{file.path}: lacks {listed}; it holds {', '.join(sorted(file.names))}; if "
                 "it calls them otherwise, say so in data.sources[].names"
             )
 
     def _conversion(self, file: SourceFile, name: str) -> units.Conversion:
         self._check_present(file, (name,))
         inside = self.file_name(name)
-        unit = self._given_units.get(name, file.unit(inside))
-        return units.conversion(name, unit, f"{file.path}: variable {inside!r}")
-
-    def _field(self, file: SourceFile, name: str, rows: slice | None) -> Array:
-        factor, offset, unit = self._conversion(file, name)
-        inside = self.file_name(name)
         where = f"{file.path}: variable {inside!r}"
-        shape, steps = file.layout(inside).shape, self._steps[file.path]
-        without_time = rows is None or self._without_time(file, inside)
-        if not without_time and shape[0] != steps:
-            raise AqnetError(f"{where} has {shape[0]} time steps; the file has {steps}")
-        expected = self.lat.shape if without_time else (steps, *self.lat.shape)
-        if shape != expected:
-            raise AqnetError(f"{where} has shape {shape}, expected {expected}")
-        values = missing_to_nan(file.read(inside, None if without_time else rows))
-        if (factor, offset) != (1.0, 0.0):
-            values = values * factor + offset
-        if rows is not None and without_time:
-            values = values[None]
-        with np.errstate(over="ignore"):
-            found: Array = values.astype(np.float32, copy=False)
-        if np.isinf(found).any():
-            raise AqnetError(f"{where} holds infinite values; mark them as missing in the file")
-        if unit == units.CONCENTRATION:
-            found, zeroed, lowest = units.without_noise(found)
-            self.noise[name] += zeroed
-            if lowest < 0:
-                raise AqnetError(
-                    f"{where} holds {lowest:.4g} ug/m3; a concentration below "
-                    f"-{units.PACKING_NOISE} ug/m3 is no packing noise: mark it as missing"
-                )
+        unit = self._rules.units.get(name, file.unit(inside))
+        found = units.conversion(name, unit, where)
+        if self._units.setdefault(name, found.unit) != found.unit:
+            raise AqnetError(
+                f"{where} has units {unit!r}, where {self.files[0]} has {self._units[name]!r}; "
+                "convert the file"
+            )
         return found
 
-
-def missing_to_nan(values: Floats) -> Floats:
-    """-999 as NaN."""
-    missing = values == _MISSING
-    return np.where(missing, np.nan, values) if missing.any() else values
-
-
-def open_sources(data: Data, write: bool = True) -> SourceView:
-    """The source files that a config names.
-
-    Args:
-        write: whether what archives hold may be kept beside the stores.
-
-    Raises:
-        AqnetError: the config names none or several, or see `SourceView`.
-    """
-    if len(data.sources) != 1:
-        raise AqnetError(
-            f"data.sources lists {len(data.sources)} sources; expected exactly one: sources are "
-            "never mixed in one set of stores"
-        )
-    return SourceView(data.sources[0], data.units, Path(data.stores) / ".archives.json", write)
-
-
-def dynamic_names(data: Data) -> tuple[str, ...]:
-    """Variables with a time: inputs, then targets that are no input."""
-    names = [name for name in data.variables if name not in STATIC_VARIABLES]
-    return (*names, *(name for name in data.targets if name not in names))
+    def _field(self, file: SourceFile, name: str, rows: slice | None) -> Array:
+        convert, inside = self._conversion(file, name), self.file_name(name)
+        values, _ = limits.without_codes(file.read(inside, rows), self._rules.missing_values)
+        for wrong in limits.beyond(values, name, convert):
+            *row, y, x = wrong.first
+            place = f"row {y}, column {x}"
+            if rows is not None:
+                place = f"{hour_text(file.times.valid[rows.start + row[0]])}, {place}"
+            unit = self._rules.units.get(name, file.unit(inside)) or ""
+            text = limits.described(wrong, name, convert, unit, place)
+            raise AqnetError(f"{file.path}: variable {inside!r} {text}")
+        if (convert.factor, convert.offset) != (1.0, 0.0):
+            values = values * convert.factor + convert.offset
+        found: Array = values.astype(np.float32, copy=False)
+        if convert.unit == units.CONCENTRATION:
+            found, zeroed = units.without_noise(found)
+            self.noise[name] += zeroed
+        return found

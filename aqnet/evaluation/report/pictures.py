@@ -19,7 +19,7 @@ from aqnet.config import Config
 from aqnet.evaluation import metrics
 from aqnet.evaluation.baselines import SIMPLE
 from aqnet.evaluation.histograms import Records
-from aqnet.evaluation.report import maps
+from aqnet.evaluation.report import air_paths, maps
 from aqnet.evaluation.report.example_forecast import Example
 from aqnet.evaluation.report.page import Picture, Rows
 from aqnet.files import write_beside
@@ -41,6 +41,7 @@ def draw_all(
     table: Rows,
     units: dict[str, str],
     shown: Example,
+    origin: air_paths.Origin | None,
     history: Rows,
 ) -> list[Picture]:
     """Write every picture below `folder`.
@@ -48,6 +49,7 @@ def draw_all(
     Args:
         table: rows of metrics.json.
         shown: the forecast drawn on maps.
+        origin: the air over a city, if the wind is known.
         history: records of the training's metrics.jsonl; may be empty.
     """
     data = config.data
@@ -74,6 +76,10 @@ def draw_all(
     for target, name in enumerate(data.targets):
         figure = maps.draw(chart, shown, target, config, units[name])
         keep(f"map_{name}", f"Maps of {name}", what, figure)
+    if origin is not None:
+        name = data.targets[origin.target]
+        figure = air_paths.draw(chart, origin, config, units[name])
+        keep("air_paths", "Where the air comes from", air_paths.caption(chart, origin), figure)
     said = (
         "Share of pairs whose truth reached the event threshold (dotted), by what was forecast. A "
         f"perfect forecast jumps from 0 to 1 there. Bins of at least {FEWEST_PAIRS} pairs."
@@ -211,7 +217,8 @@ def worst_week(
         best = _best_simple(table, name, data.lead_times[lead])
         lines = [("truth", y[:, 0], "black"), ("aqnet", x[:, 0], COLOURS[0])]
         if best is not None:
-            lines.append(("best simple forecast", x[:, 1 + SIMPLE.index(best)], COLOURS[1]))
+            number = _distinct(table, "forecast").index(best)
+            lines.append(("best simple forecast", x[:, number], COLOURS[1]))
         for kind, values, colour in lines:
             mean = values[week] / weight[week, 0] + records.mean[target]
             axes.plot(when, mean, label=kind, color=colour, marker=".", markersize=3, linewidth=1)

@@ -49,8 +49,8 @@ def write(
         "samples": scorer.samples,
         "excluded_pairs": scorer.excluded,
         "station_lines_left_out": scorer.stations and scorer.stations.observations.left_out,
-        "climatology_filled_from_month": scorer.baselines.filled[0],
-        "climatology_filled_from_all_cells": scorer.baselines.filled[1],
+        "climatology_filled_from_month": scorer.baselines.climatology.filled[0],
+        "climatology_filled_from_all_cells": scorer.baselines.climatology.filled[1],
         "notes": list(NOTES),
     }
     table.write(output, known, rows)
@@ -60,12 +60,14 @@ def write(
         print(f"written: {output / 'stations.csv'}", flush=True)
     drawn: list[Any] = []
     if shown is not None:
-        from aqnet.evaluation.report import pictures
+        from aqnet.evaluation.report import air_paths, pictures
 
         what = scorer.config, scorer.grid, scorer.records, rows, units
         history = training_history(loaded.path.resolve().parent.parent / "metrics.jsonl")
-        one = shown(scorer.records.typical_time())
-        drawn = pictures.draw_all(output / "pictures", *what, one, history)
+        typical = shown(scorer.records.typical_time())
+        worst = shown(scorer.records.worst_time(air_paths.target_of(scorer.config)))
+        origin = air_paths.of(scorer, worst)
+        drawn = pictures.draw_all(output / "pictures", *what, typical, origin, history)
     page = report.write(output, known, rows, configs.to_dict(scorer.config), drawn)
     print(table.skill_table(rows))
     print(f"written: {output / 'metrics.csv'}, metrics.json and {page}", flush=True)

@@ -12,7 +12,7 @@ import numpy as np
 
 from aqnet.errors import AqnetError
 from aqnet.evaluation import daily_sums, metrics
-from aqnet.evaluation.run import FORECASTS, Scorer
+from aqnet.evaluation.run import Scorer
 from aqnet.evaluation.stations import StationScores
 from aqnet.files import replace_text
 
@@ -39,7 +39,7 @@ def _is_own(scorer: Scorer | StationScores, at: tuple[int, ...]) -> bool:
     """Whether a subset is a fixed one, or common with a forecast that lacks pairs of `all`."""
     lead, target, region, subset = at
     common = subset - len(scorer.subsets) + len(scorer.forecasts)  # the forecast common with
-    if common < len(FORECASTS):
+    if common < scorer.own:
         return True
     numbers = scorer.totals[:, lead, target, region, 0, _N]
     return bool(numbers[common] != numbers[0])
@@ -54,7 +54,7 @@ def _row(
 ) -> dict[str, Any]:
     lead, target, region, subset = at
     group = scorer.totals[:, lead, target, region, subset]
-    best = 1 + int(np.argmin(group[1 : len(FORECASTS), metrics.SUMS.index("ee")]))
+    best = 1 + int(np.argmin(group[1 : scorer.own, metrics.SUMS.index("ee")]))
     name = scorer.config.data.targets[target]
     row: dict[str, Any] = {
         "forecast": scorer.forecasts[number],
@@ -69,7 +69,7 @@ def _row(
     row |= {key: values[key] for key in first}
     row["skill_persistence"] = metrics.skill(group[number], group[1])
     row["skill_best_simple"] = metrics.skill(group[number], group[best])
-    row["best_simple"] = FORECASTS[best]
+    row["best_simple"] = scorer.forecasts[best]
     row |= _interval_columns(sums, number, best, at)
     row |= {key: value for key, value in values.items() if key not in first}
     if name not in metrics.EVENT_THRESHOLDS:

@@ -8,6 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from aqnet.config import Model
 from aqnet.model.attention import Attention
+from aqnet.model.bias import Places
 from aqnet.model.block import Block
 
 # queries whose scores exist at once: 67 MB with 8 heads and 8,192 tokens
@@ -30,7 +31,6 @@ def bias_block(block: nn.Module, model: Model, patch_shape: tuple[int, int]) -> 
     """Give `block` the attention that `model.compatibility` names."""
     assert isinstance(block, Block)
     block.attn = BiasedAttention(model, patch_shape)
-    block.terrain = True
 
 
 class BiasedAttention(Attention):
@@ -46,7 +46,7 @@ class BiasedAttention(Attention):
     rows: Tensor
 
     def __init__(self, model: Model, patch_shape: tuple[int, int]) -> None:
-        super().__init__(model.embed_dim, model.num_heads, model.drop_rate, terrain=False)
+        super().__init__(model.embed_dim, model.num_heads, model.drop_rate)
         self.barrier = model.compatibility == "aq_net2_barrier"
         self.relative = model.compatibility == "aq_net2_relative"
         if self.barrier:
@@ -59,21 +59,20 @@ class BiasedAttention(Attention):
             for name, size in zip(("rows", "columns"), patch_shape, strict=True):
                 self.register_buffer(name, distance_buckets(size), persistent=False)
 
-    def forward(
-        self, x: Tensor, elevation: Tensor | None = None, window: int | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, places: Places | None = None, window: int | None = None) -> Tensor:
         """Mix tokens.
 
         Args:
             x: tokens in raster order, shape [B, L, D].
-            elevation: patch means of the elevation as the model's input has it, normalised, and 0
-                where missing, shape [B, L]; needed. (Over 1000, `aq_net2_uphill` makes next to
-                nothing of it: so it was.)
+            places: in place of the elevation in km its patch means as the model's input has them,
+                normalised, and 0 where missing, shape [B, L]; needed. (Over 1000, `aq_net2_uphill`
+                makes next to nothing of it: so it was.)
             window: None.
         Returns:
             Shape [B, L, D].
         """
-        assert elevation is not None and window is None
+        assert places is not None and places.elevation_km is not None and window is None
+        elevation = places.elevation_km
         z = _unit_range(elevation) if self.barrier else elevation
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         out = torch.cat([self._run(q, k, v, z, n) for n in range(0, x.shape[1], CHUNK)], dim=2)

@@ -40,6 +40,7 @@ def load(folder: Path, **data: Any) -> configs.Config:
             "num_heads": 2,
             "depth": 1,
             "scan": "raster",
+            "transport": "off",
             "terrain": {"enabled": False},
         },
         "train": {"max_steps": 1},

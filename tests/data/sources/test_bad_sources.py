@@ -50,13 +50,18 @@ def test_a_truncated_chunk_is_named(tmp_path: Path, version: int):
 
 
 @pytest.mark.parametrize("version", [2, 3])
-def test_a_lost_chunk_is_named_before_anything_is_written(tmp_path: Path, version: int):
+def test_a_chunk_never_written_is_the_fill_value_which_is_told_where_it_is_a_value(
+    tmp_path: Path, version: int, capsys: pytest.CaptureFixture[str]
+):
     write_years(tmp_path, version=version)
-    file = chunk(tmp_path, 2014, "o3", 1, version)
-    file.unlink()
-    key = "1.0.0" if version == 2 else "c/1/0/0"
-    refused(tmp_path, rf"2014\.zarr: variable 'o3' has no chunk {key}")
-    assert not (tmp_path / "stores").exists()
+    chunk(tmp_path, 2014, "o3", 1, version).unlink()
+    prepare(load(tmp_path))
+    made = store.open_store(tmp_path / "stores/2014.zarr")
+    assert (made.read(30)[1] == 0).all()  # hours 24 to 47 lay in it
+    assert made.read(50)[1, 1, 1] > 0
+    said = capsys.readouterr().out
+    assert "2014.zarr: 'o3': 1 of 3 chunks were never written; they read as 0" in said
+    assert "2013.zarr" not in said.split("prepare:")[0]
 
 
 def test_chunks_missing_at_all_times_are_missing_values(tmp_path: Path):
@@ -113,8 +118,8 @@ def test_damaged_netcdf_is_named(tmp_path: Path):
     [
         (np.inf, r"2014\.zarr: variable 'pm25' holds infinite"),
         (-np.inf, r"2014\.zarr: variable 'pm25' holds infinite"),
-        (-3.0, r"2014\.zarr: variable 'pm25' holds -3 ug/m3"),
-        (-0.02, r"2014\.zarr: variable 'pm25' holds -0.02 ug/m3"),
+        (-3.0, r"2014\.zarr: variable 'pm25' holds -3 ug m-3"),
+        (-0.02, r"2014\.zarr: variable 'pm25' holds -0.02 ug m-3"),
     ],
 )
 def test_impossible_values_are_refused(tmp_path: Path, value: float, words: str):

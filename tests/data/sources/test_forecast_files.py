@@ -84,7 +84,7 @@ def test_files_without_lead_times_are_taken_by_valid_time(tmp_path: Path):
     [
         ("pm2p5", "kg kg**-1", 1, "mixing ratio"),
         ("dust", "ug m-3", 1, "holds none of o3, pm25"),
-        ("pm2p5", "ug m-3", 2, "no levels"),
+        ("pm2p5", "ug m-3", 2, "has 2 of 'level': cut one out"),
     ],
 )
 def test_what_cannot_be_scored_is_refused(

@@ -65,6 +65,7 @@ def test_page_fits_a_phone_and_a_desk_and_prints(tmp_path: Path):
         "climatology",
         "damped_persistence",
         "damped_anomaly",
+        "transport",
         "x" * 40,
     )
     table = [row(name, pollutant, 5.0) for pollutant in ("pm25", "o3") for name in names]

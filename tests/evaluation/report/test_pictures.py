@@ -9,9 +9,9 @@ import torch
 
 from aqnet.batch import Batch, Statistics
 from aqnet.evaluation import metrics
-from aqnet.evaluation.baselines import SIMPLE
+from aqnet.evaluation.baselines import SIMPLE, Observed, transport
 from aqnet.evaluation.histograms import Records
-from aqnet.evaluation.report import example_forecast, maps, pictures, results
+from aqnet.evaluation.report import air_paths, example_forecast, maps, pictures, results
 from aqnet.grid import Grid
 from tests.conftest import run
 from tests.data.worlds import config
@@ -127,12 +127,12 @@ def test_every_picture_is_made(grid: Grid, tmp_path: Path):
     records = Records(settings, np.array(MEAN), np.array([160.0, 75.0]))
     records.count(*generator.lognormal(4, 1, (2, 2, 2, 500)), np.ones((2, 2, 500), dtype=bool))
     for time in range(0, 400, 12):
-        sums = generator.random((5, 2, 2, 1, 2, len(metrics.SUMS)))
+        sums = generator.random((7, 2, 2, 1, 2, len(metrics.SUMS)))
         records.keep(time, sums)
     table = [
         {**row(name, pollutant, 5.0), "lead_time_hours": lead, "best_simple": "persistence"}
         | {"skill_persistence": 0.1}
-        for name in ("aqnet", "cams", *SIMPLE)
+        for name in ("aqnet", *SIMPLE, "cams")
         for pollutant in ("o3", "pm25")
         for lead in (3, 24)
     ]
@@ -141,15 +141,50 @@ def test_every_picture_is_made(grid: Grid, tmp_path: Path):
     shown = example_forecast.Example(
         0, fields[0], fields[1], generator.normal(0, 5, (2, 2, *grid.shape))
     )
+    row_, column = np.argwhere(grid.mask.numpy())[0].tolist()
+    observed = Observed(*generator.normal(0, 5, (2, 2, *grid.shape)).astype(np.float32))
+    air = transport.Air(grid, (3, 24), np.ones(2), np.zeros(2))
+    paths = air.paths(observed.wind, row_, column)
+    origin = air_paths.Origin(shown, 1, row_, column, observed, paths, np.ones(2))
     units = dict.fromkeys(("o3", "pm25"), "ug m-3")
     history = [{"step": 1, "train/loss": 0.5}, {"step": 2, "train/loss": None}]
     made = pictures.draw_all(
-        tmp_path / "pictures", settings, grid, records, table, units, shown, history
+        tmp_path / "pictures", settings, grid, records, table, units, shown, origin, history
     )
     names = ["skill", "map_o3", "map_pm25", "reliability", "density", "worst_week", "training"]
+    names.insert(3, "air_paths")
     assert [picture.path.stem for picture in made] == names
     assert all(2_000 < picture.path.stat().st_size < 300_000 for picture in made)
     assert sorted(tmp_path.glob("pictures/*")) == sorted(picture.path for picture in made)
+
+
+def test_paths_lead_from_the_cell_to_where_its_air_is_at_the_input_time():
+    grid = degrees(41, 51)
+    air = transport.Air(grid, (3, 24), np.array([1.0, 2.0]), np.array([0.0, 90.0]))
+    wind = np.zeros((2, *grid.shape), np.float32)
+    wind[1] = 10.0  # from the south; row 0 is the northern edge
+    short, long = air.paths(wind, 20, 25)
+    assert short[0].tolist() == long[0].tolist() == [20.0, 25.0]
+    steps = 3 * 3600 * 10.0 / (np.radians(0.75) * 6_371_000.0)
+    assert short[-1] == pytest.approx([20.0 + steps, 25.0], rel=1e-3)
+    # turned counter-clockwise by 90 degrees it comes from the east, over twice as many metres
+    assert long[-1][0] == pytest.approx(20.0, abs=0.1)
+    metres = np.radians(1.0) * np.cos(np.radians(35.0)) * 6_371_000.0
+    assert long[-1][1] == pytest.approx(25.0 + 2 * 24 * 3600 * 10.0 / metres, rel=1e-2)
+    chart = maps.Chart(grid)
+    x, y = air_paths._on_paper(chart, short)
+    assert (x[0], y[0]) == pytest.approx((chart.x[20, 25], chart.y[20, 25]))
+    assert y[-1] == pytest.approx(y[0] - 0.75 * steps, rel=1e-3)
+
+
+def test_worst_time_is_that_of_largest_mean_error_with_enough_pairs(tmp_path: Path):
+    records = Records(config(tmp_path), np.array(MEAN), np.array([160.0, 75.0]))
+    for time, (weight, error) in {5: (10, 3.0), 6: (10, 9.0), 7: (10, 4.0), 8: (1, 50.0)}.items():
+        sums = np.zeros((5, 2, 2, 1, 2, len(metrics.SUMS)))
+        sums[..., metrics.SUMS.index("w")] = weight
+        sums[0, :, 1, ..., metrics.SUMS.index("ee")] = error * weight
+        records.keep(time, sums)
+    assert records.worst_time(1) == 6
 
 
 def test_interval_that_rounding_puts_beside_its_value_is_drawn():

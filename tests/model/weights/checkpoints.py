@@ -141,6 +141,7 @@ def config(**model: Any) -> configs.Config:
             "missing": "fill",
             "lead_time_mode": "conditioned",
             "scan": "raster",
+            "transport": "off",
             "scan_embedding": False,
             "terrain": {"enabled": False},
             "calendar": "off",

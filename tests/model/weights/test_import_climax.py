@@ -179,7 +179,7 @@ def test_a_run_can_start_from_it_but_nothing_evaluates_without_statistics(tmp_pa
     target = where(predict="change")
     imports, loaded = imported(climax_state(), target, tmp_path)
     model = blank_model(target, SHAPE)
-    model.set_rho(torch.full((4, 6), 0.5))  # as a run does from its data
+    model.start_from(torch.full((4, 6), 0.5))  # as a run does from its data
     report = take_weights(model, target, loaded)
     assert report.taken.keys() == imports.taken.keys() and not report.dropped
     assert report.initialised["variable pm25"] == "not in ClimaX"

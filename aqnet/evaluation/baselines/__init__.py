@@ -1,0 +1,6 @@
+"""The simple forecasts, fitted on the training years, that a model has to beat."""
+
+from aqnet.evaluation.baselines.climatology import month_of, months_of
+from aqnet.evaluation.baselines.simple import SIMPLE, TIMES, Baselines, Observed, fit
+
+__all__ = ["SIMPLE", "TIMES", "Baselines", "Observed", "fit", "month_of", "months_of"]

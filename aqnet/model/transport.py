@@ -1,0 +1,136 @@
+"""What the wind brings: the targets, and the places, where the air of each cell comes from."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aqnet.config import Config, Model
+from aqnet.grid import Grid, wrapped
+from aqnet.model.embedding import patch_pixels
+from aqnet.model.positions import Patches, middle_longitude
+from aqnet.trajectories import EARTH_RADIUS, Trajectories, sample
+
+THOUSAND_KM = 1e6  # m
+
+
+class Brought(NamedTuple):
+    """What the air brings; in conditioned mode to each of the lead times asked for.
+
+    Attributes:
+        targets: at the air's departure, normalised, NaN where unknown, shape [B, K, T, H, W];
+            None where the model does not move fields.
+        displacement: of the air's departure from the token it reaches after each lead time, in
+            ascending order, [1,000 km], shape [B, L, K, 2]. Conditioned: [B * K, L, all, 2], beyond
+            the own lead time as at that time. None without attention along the wind.
+    """
+
+    targets: Tensor | None = None
+    displacement: Tensor | None = None
+
+
+class Transport(nn.Module):
+    """The air's paths to all cells and lead times, by the wind of the input time.
+
+    `speed` and `turn` (saved) say how what moves the air differs from the stored wind, which is
+    that of one height: the factor of its speed, and degrees counter-clockwise. `embed` makes of
+    the moved targets what they add to a token; `rho` [K, T] is theirs in the forecast change.
+    """
+
+    speed: Tensor
+    turn: Tensor
+    ground: Tensor
+    position: Tensor
+    tokens: Tensor
+    rank: Tensor
+    rho: nn.Parameter | None
+
+    def __init__(self, config: Config, grid: Grid, patches: Patches, tokens: Tensor) -> None:
+        super().__init__()
+        model, lead_times = config.model, config.data.lead_times
+        self.patch = model.patch
+        self.joint = model.lead_time_mode == "joint"
+        self.along_wind = along_wind(model)
+        self.trajectories = Trajectories(grid, lead_times)
+        self.register_buffer("speed", torch.ones(()))
+        self.register_buffer("turn", torch.zeros(()))
+        if moves_fields(model):
+            targets, leads = len(config.data.targets), len(lead_times) if self.joint else 1
+            self.embed = nn.Linear(model.patch**2 * leads * targets, model.embed_dim)
+        moved_change = moves_fields(model) and model.predict == "change"
+        rho = torch.zeros(len(lead_times), len(config.data.targets))
+        self.rho = nn.Parameter(rho) if moved_change else None
+        centre = patches.lat[patches.domain], middle_longitude(patches.lon[patches.domain])
+        position = _on_ground(patches.lat[tokens], patches.lon[tokens], *centre)
+        buffers = {
+            "ground": _on_ground(grid.lat.double(), grid.lon.double(), *centre),
+            "position": position.T,
+            "tokens": tokens,
+            "rank": torch.tensor(lead_times).argsort().argsort(),
+        }
+        for name, tensor in buffers.items():
+            self.register_buffer(name, tensor, persistent=False)
+
+    def forward(self, u: Tensor, v: Tensor, targets: Tensor | None, own: Tensor) -> Brought:
+        """Follow the air back from the lead times.
+
+        Args:
+            u, v: wind [m/s], NaN where missing, shape [B, H, W].
+            targets: normalised, NaN where missing, shape [B, T, H, W]; None: they are not moved.
+            own: numbers of the lead times asked for, shape [B, K]; joint: all of them.
+        """
+        points = self.trajectories.departures(
+            u.unsqueeze(1), v.unsqueeze(1), speed=self.speed, turn=self.turn
+        )
+        displacement = self._displacement(points) if self.along_wind else None
+        if self.joint:
+            return Brought(None if targets is None else sample(targets, points), displacement)
+        row = torch.arange(own.shape[0], device=own.device).unsqueeze(1)
+        if displacement is not None:
+            until = (
+                self.rank[own].unsqueeze(2).minimum(torch.arange(len(self.rank), device=own.device))
+            )
+            displacement = displacement.transpose(1, 2)[row.unsqueeze(2), until]
+            displacement = displacement.flatten(0, 1).transpose(1, 2)
+        return Brought(None if targets is None else sample(targets, points[row, own]), displacement)
+
+    def embedded(self, moved: Tensor) -> Tensor:
+        """What moved targets add to tokens, shape [B, L, D]; conditioned: [B * K, L, D]."""
+        fields = moved.nan_to_num(0.0)
+        fields = fields.flatten(1, 2) if self.joint else fields.flatten(0, 1)
+        result: Tensor = self.embed(self._by_token(fields).flatten(2))
+        return result
+
+    def _displacement(self, points: Tensor) -> Tensor:
+        """Mean over the cells of each token of points [B, K, 2, H, W]; shape [B, L, K, 2]."""
+        ground = self.ground.to(points.dtype)
+        there = sample(ground.expand(points.shape[0], -1, -1, -1), points) - ground
+        there = there.index_select(1, self.rank.argsort())
+        return self._by_token(there.flatten(1, 2)).mean(dim=3).unflatten(2, (-1, 2))
+
+    def _by_token(self, fields: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, L, C, p * p]; patches that stick out repeat their last cells."""
+        height, width = fields.shape[2:]
+        beyond = (0, -width % self.patch, 0, -height % self.patch)
+        fields = F.pad(fields, beyond, mode="replicate")
+        return patch_pixels(fields, self.patch).index_select(1, self.tokens)
+
+
+def moves_fields(model: Model) -> bool:
+    """Whether the targets at the air's departure enter the model and its change."""
+    return model.transport in ("wind", "fields")
+
+
+def along_wind(model: Model) -> bool:
+    """Whether attention looks along the wind."""
+    return model.transport in ("wind", "attention")
+
+
+def _on_ground(lat: Tensor, lon: Tensor, domain_lat: Tensor, centre_lon: Tensor) -> Tensor:
+    """East and north of the domain's centre [1,000 km], along parallels, shape [2, ...]."""
+    centre_lat = (domain_lat.min() + domain_lat.max()) / 2
+    x = torch.deg2rad(lat).cos() * torch.deg2rad(wrapped(lon - centre_lon))
+    return torch.stack([x, torch.deg2rad(lat - centre_lat)]) * (EARTH_RADIUS / THOUSAND_KM)
