@@ -55,6 +55,11 @@ class Forecast(NamedTuple):
     quantiles: Tensor | None = None
     cells: Tensor | None = None
 
+    @classmethod
+    def of(cls, output: Tensor | Forecast) -> Forecast:
+        """What a model gave, also one without quantiles, which gives the mean alone."""
+        return cls(output) if isinstance(output, Tensor) else output
+
 
 @dataclass(frozen=True)
 class Statistics:

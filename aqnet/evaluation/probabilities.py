@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from aqnet.evaluation.metrics import EVENT_THRESHOLDS
+
 Values = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
@@ -57,6 +59,21 @@ def exceedance(quantiles: Values, levels: Sequence[float], threshold: float) -> 
     return probability
 
 
+def exceedances(quantiles: Values, levels: Sequence[float], targets: Sequence[str]) -> Values:
+    """Probability that each target reaches its event threshold, NaN where it has none.
+
+    Args:
+        quantiles: physical, shape [Q, K, T, ...].
+    Returns:
+        Shape [K, T, ...].
+    """
+    found = np.full(quantiles.shape[1:], np.nan)
+    for row, name in enumerate(targets):
+        if name in EVENT_THRESHOLDS:
+            found[:, row] = exceedance(quantiles[:, :, row], levels, EVENT_THRESHOLDS[name])
+    return np.where(np.isfinite(quantiles[0]), found, np.nan)
+
+
 def _tail(outer: float, inner: float, step: Values, beyond: Values) -> Values:
     """Probability further out than `beyond` the outermost quantile, whose tail has `outer`, while
     the tail from the next quantile, a `step` further in, has `inner`."""
@@ -87,7 +104,7 @@ def sums(levels: Sequence[float]) -> tuple[str, ...]:
 
 
 def sums_of(
-    quantiles: Values,
+    quantiles: NDArray[np.floating],
     levels: Sequence[float],
     valid: Flags,
     truth: Values,

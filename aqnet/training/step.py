@@ -89,8 +89,7 @@ def forward(state: TrainingState, model: nn.Module, batch: Batch) -> Forecast:
     batch = batch.to(state.device)
     enabled = state.config.train.precision == "bf16"
     with torch.autocast(state.device.type, torch.bfloat16, enabled=enabled):
-        output: Tensor | Forecast = model(batch.fields, batch.time, batch.lead_time)
-    return output if isinstance(output, Forecast) else Forecast(output)
+        return Forecast.of(model(batch.fields, batch.time, batch.lead_time))
 
 
 def optimizer_step(
