@@ -1,7 +1,7 @@
 # README's commands. Everything they install goes to .venv, everything they write to demo/.
 PYTHON ?= python3
 BIN := .venv/bin
-.PHONY: check test slow test-slurm demo demo-data
+.PHONY: check test slow faults test-slurm demo demo-data
 
 .venv/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -14,10 +14,15 @@ check: .venv/installed
 	$(BIN)/mypy
 
 test: .venv/installed
-	$(BIN)/python -m pytest -m 'not slow and not slurm'
+	$(BIN)/python -m pytest -m 'not slow and not slurm and not faults'
 
 slow: .venv/installed
-	$(BIN)/python -m pytest -m 'slow and not slurm' || test $$? -eq 5
+	$(BIN)/python -m pytest -m 'slow and not slurm and not faults' || test $$? -eq 5
+
+# hundreds of injected faults, hours; writes the table of docs/reliability.md. Fewer: make faults FAULTS='--kills 20 --soak 5'
+FAULTS ?=
+faults: .venv/installed
+	$(BIN)/python -m tests.faults --write $(FAULTS)
 
 # starts a Slurm of three virtual nodes on this machine (as root, by ../shared/tools/local_slurm), and ends it
 test-slurm: .venv/installed

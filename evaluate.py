@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +37,7 @@ from aqnet.evaluation.report import example_forecast, results
 from aqnet.evaluation.studies import compare
 from aqnet.grid import Grid
 from aqnet.model.climax import ClimaX
+from aqnet.run_directory import RunDirectory
 
 TIMEOUT_SECONDS = 1800.0
 
@@ -189,10 +192,13 @@ def forecast_once(options: argparse.Namespace, trained: Trained, device: torch.d
         print(f"{options.forecast}: {name} is missing in {share:.1%} of the domain", flush=True)
     path = Path(options.output) / f"forecast_{np.datetime64(hour, 'h')}.zarr"
     values = trained.forecaster(grid, device)(batch)
-    forecasts.create(path, times, config, grid, units)
-    writer = forecasts.Writer(path, times, config, grid, statistics)
-    writer.write(batch, values)
-    forecasts.commit(path)
+    own = path.with_name(f"{path.name}.{os.getpid()}")  # two processes may make the same forecast
+    forecasts.create(own, times, config, grid, units)
+    try:
+        forecasts.Writer(own, times, config, grid, statistics).write(batch, values)
+        forecasts.commit(own, path)
+    finally:
+        forecasts.discard(own)
     print(f"written: {path}", flush=True)
     if results.can_draw(not options.no_pictures):
         shown = example_forecast.of(batch, values, statistics, config, reader.wind)
@@ -207,12 +213,32 @@ def score(
     forecast: Callable[[Batch], Forecast],
 ) -> None:
     """Score the model, the simple forecasts and others over the same samples; all ranks call."""
-    loaded, config, statistics = trained
-    output, reader, everything = Path(options.output), dataset.reader, len(dataset)
+    output, everything = Path(options.output), len(dataset)
     dataset = dataset.at(run.drawn(dataset.times, options.max_samples, options.seed))
-    say(f"{loaded.path}: {options.split}: {len(dataset)} of {everything} input times")
-    scorer = scorer_of(options, trained, stores, dataset)
-    layout, saved = reader.layout, output / "forecasts.zarr"
+    directory = RunDirectory(output)  # results of two evaluations would mix
+    directory.claim()
+    directory.end_on_sigterm()
+    try:
+        say(f"{trained.loaded.path}: {options.split}: {len(dataset)} of {everything} input times")
+        scorer = scorer_of(options, trained, stores, dataset)
+        with results.beside(output) if distributed.is_main() else nullcontext(output) as place:
+            write_scores(options, trained, dataset, scorer, forecast, place)
+    finally:
+        directory.release()
+
+
+def write_scores(
+    options: argparse.Namespace,
+    trained: Trained,
+    dataset: ForecastDataset,
+    scorer: run.Scorer,
+    forecast: Callable[[Batch], Forecast],
+    place: Path,
+) -> None:
+    """Score the samples, write the results to rank 0's folder `place`, and publish them."""
+    loaded, config, statistics = trained
+    place, reader = distributed.broadcast_object(place), dataset.reader
+    layout, saved = reader.layout, place / "forecasts.zarr"
     keep: Callable[[Batch, Forecast], None] | None = None
     if options.save_forecasts:
         times = dataset.times[: options.save_forecasts]
@@ -234,7 +260,8 @@ def score(
 
     draw = results.can_draw(not options.no_pictures)
     about = samples_scored(options, config)
-    results.write(output, loaded, scorer, layout.units, about, shown if draw else None)
+    results.write(place, loaded, scorer, layout.units, about, shown if draw else None)
+    results.publish(place, Path(options.output))
 
 
 def scorer_of(

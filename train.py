@@ -30,6 +30,7 @@ from aqnet.data.record import open_stores
 from aqnet.data.sampler import EMPTY_ITEM, EvaluationSampler, TrainSampler
 from aqnet.distributed import say
 from aqnet.errors import AqnetError
+from aqnet.evaluation.report import results
 from aqnet.model.climax import ClimaX
 from aqnet.model.weights import transfer
 from aqnet.plan import network
@@ -87,9 +88,9 @@ def train_on(
     checkpoints = Checkpoints(directory.path / "checkpoints", config.train.keep_best)
     loaded = checkpoints.load_latest()
     distributed.on_main(partial(keep_config, directory.path, config, loaded))
-    status = "failed"  # from here on: a run that is refused leaves the file as it is
-    try:
+    try:  # a run that was refused before has left the status as it was
         if loaded is not None and nothing_left(config, loop.Position.of(loaded.state)):
+            loop.say_doubts(loop.Position.of(loaded.state), directory.path)
             step = loaded.state["global_step"]
             say(f"{directory.path}: finished at step {step}; nothing left to train")
             status = "finished"
@@ -101,8 +102,10 @@ def train_on(
             with profiler(run, profile_steps):
                 status = loop.fit(run)
             say(f"{directory.path}: {status} at step {run.state.position.global_step}")
-    finally:
-        directory.status(status)
+    except BaseException:
+        directory.failed()
+        raise
+    directory.status(status)
     return status
 
 
@@ -130,7 +133,7 @@ def evaluate_once(config: Config, device: torch.device) -> None:
 def is_scored(run_dir: Path, output: Path) -> bool:
     """Whether `output` holds all results of the run's best checkpoint, and not of one before it."""
     metrics = output / "metrics.json"
-    if not metrics.exists() or not (output / "report.html").exists():  # which is written last
+    if not metrics.exists() or not (output / results.REPORT).exists():  # which comes last
         return False
     step = json.loads(metrics.read_bytes())["global_step"]
     return checkpoint_files.find(run_dir).name == f"step_{step:08d}"

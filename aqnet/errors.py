@@ -4,6 +4,7 @@ import argparse
 import errno
 import os
 import sys
+import threading
 from collections.abc import Callable
 
 # a folder that is a file, no permission, a full disk: of the user's place, not of the program
@@ -33,9 +34,18 @@ def at_least(minimum: int) -> Callable[[str], int]:
     return number
 
 
+def _say_in_thread(error: threading.ExceptHookArgs) -> None:
+    """A full disk met by a library's thread is one line; the main thread meets it too."""
+    if isinstance(error.exc_value, OSError) and error.exc_value.errno in _REFUSALS:
+        print(f"warning: {one_line(error.exc_value)}", file=sys.stderr, flush=True)
+    else:
+        threading.__excepthook__(error)
+
+
 def run(main: Callable[[], int | None]) -> None:
     """Call a command's `main` and exit with its status, or 2 and one line after an `AqnetError` or
     where the file system refuses a path, 130 and one line after an interrupt (Ctrl-C)."""
+    threading.excepthook = _say_in_thread
     try:
         sys.exit(main() or 0)
     except AqnetError as error:

@@ -18,6 +18,23 @@ def partial_of(path: Path) -> Path:
 
 
 @contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Inside, a file system that refuses is one line that names `path`: write, flush and fsync
+    name no file themselves.
+
+    Raises:
+        AqnetError: it refused (a full disk, a read-only place).
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise AqnetError(
+            f"{path}: cannot be written ({reason}); make room there or choose another place"
+        ) from error
+
+
+@contextlib.contextmanager
 def write_beside(path: Path) -> Iterator[BinaryIO]:
     """A binary file that becomes `path` when the block ends; a reader finds the old or the new one.
 
@@ -28,20 +45,16 @@ def write_beside(path: Path) -> Iterator[BinaryIO]:
     """
     partial = partial_of(path)
     try:
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        sync(path.parent)
-    except BaseException as error:
+        with writing(path):
+            with partial.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+            sync(path.parent)
+    except BaseException:
         with contextlib.suppress(OSError):
             partial.unlink()
-        if isinstance(error, OSError):
-            reason = error.strerror or str(error)  # write, flush and fsync name no file
-            raise AqnetError(
-                f"{path}: cannot be written ({reason}); make room there or choose another place"
-            ) from error
         raise
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -16,9 +17,9 @@ from typing import Any
 
 from aqnet import config as configs
 from aqnet import distributed
-from aqnet.checkpoint.files import Loaded
+from aqnet.checkpoint.files import Loaded, regular_bytes
 from aqnet.config import Config
-from aqnet.errors import AqnetError
+from aqnet.errors import AqnetError, one_line
 from aqnet.files import replace_text
 
 TOUCH_SECONDS = 5.0
@@ -59,6 +60,13 @@ class RunDirectory:
         if distributed.is_main() and not self._lost:
             replace_text(self.path / "status", text + "\n")
 
+    def failed(self) -> None:
+        """Write `failed` while an error is on its way, which one of writing must not hide."""
+        try:
+            self.status("failed")
+        except AqnetError as error:
+            print(f"warning: {error}", file=sys.stderr, flush=True)
+
     def stop_requested(self) -> bool:
         """Whether SIGTERM came to this process or, on rank 0, `stop_requested` exists.
 
@@ -85,9 +93,11 @@ class RunDirectory:
             self._claimed_by = None
         self._released.set()
         self._owner, owner = None, self._owner
-        if owner is not None and _read(self._lock) == owner:
-            (self.path / "stop_requested").unlink(missing_ok=True)
-            self._lock.unlink(missing_ok=True)
+        # where it cannot be removed, the lock of a process that has ended is free all the same
+        with contextlib.suppress(OSError):
+            if owner is not None and _read(self._lock) == owner:
+                (self.path / "stop_requested").unlink(missing_ok=True)
+                self._lock.unlink(missing_ok=True)
 
     def _claim(self) -> None:
         if self._owner is not None:
@@ -98,7 +108,7 @@ class RunDirectory:
             while not _create(self._lock, owner):
                 self._break_or_refuse()
         except OSError as error:
-            raise AqnetError(f"{self.path}: cannot be the run directory: {error}") from None
+            raise AqnetError(f"{self.path}: cannot be written: {one_line(error)}") from None
         self._owner = owner
         self._released.clear()
         threading.Thread(target=self._keep_touching, args=(owner,), daemon=True).start()
@@ -115,7 +125,7 @@ class RunDirectory:
             owner = _read(self._lock) or {}  # it may have been half written before
             raise AqnetError(
                 f"{self.path}: in use by process {owner.get('pid')} on {owner.get('host')} "
-                f"(job {owner.get('job')}); stop that run or choose another run_dir"
+                f"(job {owner.get('job')}); stop that or choose another directory"
             )
         aside = self._lock.with_name(f"lock.{uuid.uuid4().hex}")
         try:
@@ -191,14 +201,17 @@ def _create(lock: Path, owner: dict[str, Any]) -> bool:
             json.dump(owner, file)
     except FileExistsError:
         return False
+    except OSError:  # a full disk: half a lock would be watched for a living owner
+        lock.unlink(missing_ok=True)
+        raise
     return True
 
 
 def _read(lock: Path) -> dict[str, Any] | None:
     """The owner; None where there is no lock, or one whose owner cannot be read."""
     try:
-        owner = json.loads(lock.read_bytes())
-    except (FileNotFoundError, ValueError):
+        owner = json.loads(regular_bytes(lock, 2**16))
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
     return owner if isinstance(owner, dict) else None
 

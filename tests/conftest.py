@@ -34,7 +34,12 @@ def run(*arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The config, as a tree, of a tiny model on a prepared world of 8 x 16 cells."""
-    folder = tmp_path_factory.mktemp("tiny")
+    return prepared(tmp_path_factory.mktemp("tiny"))
+
+
+def prepared(folder: Path) -> dict[str, Any]:
+    """Write that world into a folder, and prepare it."""
+    folder.mkdir(exist_ok=True)
     tree: dict[str, Any] = yaml.safe_load((REPOSITORY / "configs/demo.yaml").read_text())
     tree["run_dir"] = str(folder / "run")
     tree["data"] |= {

@@ -7,16 +7,21 @@ three (its own being that of its other keys).
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import pickle
 import platform
 import re
+import reprlib
 import shutil
 import struct
+import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any, BinaryIO, cast
 
 import torch
@@ -26,7 +31,9 @@ import aqnet
 from aqnet.errors import AqnetError, one_line
 from aqnet.files import partial_of, replace_folder, sync
 
-STEP = re.compile(r"step_\d{8,}")
+STEP = re.compile(r"step_[0-9]{8,}")
+_GRID_BYTES = 2**28  # coordinates may be written as views of one row
+STATE_BYTES = 2**26  # more than any state.json; read before its checksum is known
 _TENSOR_FILES = ("model.pt", "optimizer.pt")
 # what torch's restricted unpickler raises at pickles that are no plain tensors, or cut short
 _REFUSED = (
@@ -40,6 +47,7 @@ _REFUSED = (
     ImportError,
     AssertionError,
     struct.error,
+    zipfile.BadZipFile,
 )
 
 
@@ -119,7 +127,7 @@ def read(path: str | Path) -> Loaded:
     """
     path = find(Path(path))
     state = _verified_state(path)
-    model, optimizer = (load_tensors(path / name) for name in _TENSOR_FILES)
+    model, optimizer = (_own_tensors(path / name) for name in _TENSOR_FILES)
     for key in ("model", *(key for key in ("ema", "grid", "static") if key in model)):
         values = model.get(key)
         if not isinstance(values, dict) or not all(isinstance(v, Tensor) for v in values.values()):
@@ -134,8 +142,11 @@ def find(path: Path) -> Path:
         return path
     for name in ("best", "latest"):
         pointer = path / "checkpoints" / name
-        if pointer.exists():
-            target = pointer.read_text(encoding="utf-8", errors="replace").strip()
+        if os.path.lexists(pointer):
+            try:
+                target = regular_bytes(pointer, 4096).decode(errors="replace").strip()
+            except OSError as error:
+                raise AqnetError(f"{pointer}: cannot be read: {one_line(error)}") from None
             if not STEP.fullmatch(target):
                 raise AqnetError(
                     f"{pointer}: expected a name such as step_00001234, found {target!r}"
@@ -178,6 +189,11 @@ def load_tensors(path: Path) -> dict[str, Any]:
         AqnetError: it holds anything else than tensors and plain values; nothing in it is run.
     """
     try:
+        if zipfile.is_zipfile(path):  # torch stores tensors as they are; a bomb is compressed
+            with zipfile.ZipFile(path) as archive:
+                unpacked = sum(member.file_size for member in archive.infolist())
+            if unpacked > path.stat().st_size:
+                raise ValueError("its members are larger than the file")
         tree = torch.load(path, map_location="cpu", weights_only=True)
     except _REFUSED as error:
         raise AqnetError(
@@ -189,6 +205,27 @@ def load_tensors(path: Path) -> dict[str, Any]:
     return tree
 
 
+def _own_tensors(path: Path) -> dict[str, Any]:
+    """As `load_tensors`, of a file that aqnet wrote, whose tensors are all in it.
+
+    Raises:
+        AqnetError: besides, a tensor is larger than the file, as one that repeats a value may be.
+    """
+    tree = load_tensors(path)
+    if tensor_bytes(tree) > path.stat().st_size + _GRID_BYTES:
+        raise AqnetError(f"{path}: refused: its tensors are larger than the file")
+    return tree
+
+
+def tensor_bytes(value: Any) -> int:
+    """Bytes of the tensors in nested dicts, lists and tuples."""
+    if isinstance(value, Tensor):
+        return value.nbytes
+    if isinstance(value, dict):
+        value = list(value.values())
+    return sum(map(tensor_bytes, value)) if isinstance(value, list | tuple) else 0
+
+
 def _reason(error: Exception) -> str:
     """What torch found, without its advice to load the file all the same."""
     text = " ".join(str(error).split())
@@ -197,21 +234,63 @@ def _reason(error: Exception) -> str:
 
 
 def _verified_state(path: Path) -> dict[str, Any]:
-    """state.json, after every file's SHA-256 was found right."""
+    """state.json, after every file's SHA-256 and the types of what it holds were found right."""
     try:
-        state = json.loads((path / "state.json").read_bytes())
+        state = json.loads(regular_bytes(path / "state.json", STATE_BYTES))
         expected = state.pop("sha256")
         found = {name: _sha256(path / name) for name in _TENSOR_FILES}
         found["state.json"] = hashlib.sha256(_canonical(state)).hexdigest()
         wrong = [name for name, digest in found.items() if expected.get(name) != digest]
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise Damaged(f"{path}: damaged checkpoint ({type(error).__name__}: {error})") from None
+    except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise Damaged(f"{path}: damaged checkpoint ({reason})") from None
     if wrong:
         raise Damaged(f"{path}: damaged checkpoint (SHA-256 of {', '.join(wrong)} differs)")
+    for problem in _mistyped(state, path.name):
+        raise Damaged(f"{path}: damaged checkpoint (state.json: {problem})")
     return {**state, "sha256": expected}
 
 
+# what a continuation reads of state.json, and may lack where weights were imported
+_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("global_step", "epoch", "items_consumed", "validated_step"), (int,)),
+    **dict.fromkeys(("validations_since_best", "bad_steps", "bad_steps_in_a_row"), (int,)),
+    "empty_steps": (int,),
+    "seconds": (int, float),
+    **dict.fromkeys(("best_metric", "last_metric", "validation_loss"), (int, float, NoneType)),
+    **dict.fromkeys(("config", "statistics", "data_checksums"), (dict,)),
+}
+
+
+def _mistyped(state: dict[str, Any], name: str) -> Iterator[str]:
+    """What of the values is not what training writes, each as half a sentence."""
+    for key in state.keys() & _TYPES.keys():
+        value = state[key]
+        if type(value) not in _TYPES[key] or (type(value) is int and not 0 <= value < 2**63):
+            yield f"{key} is {reprlib.repr(value)}"
+    step = state.get("global_step")
+    if STEP.fullmatch(name) and step not in (None, int(name.removeprefix("step_"))):
+        yield f"is of step {reprlib.repr(step)}"
+
+
+def regular_bytes(path: Path, most: int) -> bytes:
+    """A small file's bytes.
+
+    Raises:
+        OSError: it is missing, no regular file (a pipe would be waited for), or larger than `most`.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "is no file", str(path))
+    with path.open("rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise OSError(errno.EFBIG, f"is larger than {most} bytes", str(path))
+    return data
+
+
 def _sha256(path: Path) -> str:
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "is no file", str(path))
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

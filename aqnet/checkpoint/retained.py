@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +19,17 @@ import torch
 from torch import Tensor
 
 from aqnet import distributed
-from aqnet.checkpoint.files import STEP, Damaged, Loaded, plain_json, read, write
+from aqnet.checkpoint.files import (
+    STATE_BYTES,
+    STEP,
+    Damaged,
+    Loaded,
+    plain_json,
+    read,
+    regular_bytes,
+    tensor_bytes,
+    write,
+)
 from aqnet.errors import AqnetError, one_line
 from aqnet.files import replace_text
 
@@ -96,6 +107,8 @@ class Checkpoints:
         return distributed.on_main(self._load_latest)
 
     def _load_latest(self) -> Loaded | None:
+        if os.path.lexists(self.directory) and not self.directory.is_dir():
+            raise AqnetError(f"{self.directory}: is no folder; move it away")
         _tidy(self.directory)
         damaged: list[Path] = []
         for path in _steps(self.directory):
@@ -107,7 +120,7 @@ class Checkpoints:
                 continue
             for other in damaged:
                 aside = other.with_name(other.name + ".damaged")
-                shutil.rmtree(aside, ignore_errors=True)
+                _remove(aside)
                 other.rename(aside)
             self._name()
             return loaded
@@ -127,7 +140,7 @@ class Checkpoints:
             self._name()
             for other in _steps(self.directory):
                 if other not in kept:
-                    shutil.rmtree(other)
+                    _remove(other)
         except (OSError, AqnetError) as error:
             raise AqnetError(
                 f"{path}: is whole, but could not be named the latest, or others removed: "
@@ -174,8 +187,9 @@ def _steps(directory: Path) -> list[Path]:
 
 def _validation_loss(path: Path) -> float | None:
     try:
-        loss = json.loads((path / "state.json").read_bytes()).get("validation_loss")
-    except (OSError, ValueError, AttributeError):
+        state = json.loads(regular_bytes(path / "state.json", STATE_BYTES))
+        loss = state.get("validation_loss")
+    except (OSError, ValueError, AttributeError, RecursionError):
         return None  # damaged: never the best
     return float(loss) if isinstance(loss, int | float) and math.isfinite(loss) else None
 
@@ -184,25 +198,25 @@ def _tidy(directory: Path) -> None:
     """Undo what a killed writer left."""
     for old in directory.glob("step_*.replaced"):
         if old.with_suffix("").exists():
-            shutil.rmtree(old)
+            _remove(old)
         else:
             old.rename(old.with_suffix(""))
     for partial in directory.glob("step_*.partial"):
-        shutil.rmtree(partial)
+        _remove(partial)
+
+
+def _remove(path: Path) -> None:
+    """A folder with all that is in it, a file, or a link alone; or nothing."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _check_space(directory: Path, tree: Any) -> None:
-    needed, free = _size(tree) + 2**20, shutil.disk_usage(directory).free
+    needed, free = tensor_bytes(tree) + 2**20, shutil.disk_usage(directory).free
     if needed > free:
         raise AqnetError(
             f"{directory}: a checkpoint needs {needed / 1e6:.0f} MB, but {free / 1e6:.0f} MB are "
             "free; make room, or lower train.keep_best"
         )
-
-
-def _size(value: Any) -> int:
-    if isinstance(value, Tensor):
-        return value.nbytes
-    if isinstance(value, dict):
-        value = list(value.values())
-    return sum(map(_size, value)) if isinstance(value, list | tuple) else 0

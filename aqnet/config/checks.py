@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterator
 from operator import attrgetter
+from typing import Any
 
 from aqnet.config import periods
 from aqnet.config.keys import STATIC_VARIABLES, Config, Data, Model
@@ -31,6 +32,28 @@ _FREE = {
     *("data.history_hours", "data.missing_values", "data.utc_offset"),
     *("model.terrain.blocks", "model.quantiles"),
 }
+# far above any use: what is built in loops, started, or kept in memory by these numbers would take
+# all of the machine before anything else finds fault with them
+_AT_MOST = {
+    "model.patch": 256,
+    "model.embed_dim": 65_536,
+    "model.depth": 1000,
+    "model.decoder_depth": 1000,
+    "model.mlp_ratio": 64,
+    "train.micro_batch": 2**20,
+    "train.workers": 1024,
+    "validation.micro_batch": 2**20,
+    "validation.maps": 1000,
+    "data.shape": 100_000,
+    "plan.grid": 100_000,
+    "data.lead_times": 24 * 366 * 10,
+}
+
+
+def _numbers(value: Any) -> tuple[Any, ...]:
+    if isinstance(value, tuple):
+        return value
+    return () if value is None else (value,)
 
 
 def _wrong_numbers(config: Config) -> Iterator[str]:
@@ -49,6 +72,10 @@ def _wrong_numbers(config: Config) -> Iterator[str]:
                     yield f"{key} must be positive, found {number}"
                 elif number != 0:
                     yield f"{key} must not be negative, found {number}"
+    for key, most in _AT_MOST.items():
+        for number in _numbers(attrgetter(key)(config)):
+            if number > most:
+                yield f"{key} is {number}; it may be at most {most}"
     for key in ("model.drop_path", "model.drop_rate", "train.ema_decay"):
         share = attrgetter(key)(config)
         if share is not None and share >= 1:

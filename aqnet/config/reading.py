@@ -14,19 +14,27 @@ from typing import Any, Literal
 
 import yaml
 
-from aqnet.errors import AqnetError
+from aqnet.errors import AqnetError, one_line
+
+_MAX_DEPTH = 30
+_TAGGED = (yaml.ScalarEvent, yaml.CollectionStartEvent)
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
+_MAX_DIGITS = 18  # so that every whole number fits in 64 bits
 
 
 def parse(text: str, origin: str) -> Any:
     """What a YAML text holds.
 
     Raises:
-        AqnetError: it is not YAML, or a key stands twice; `origin` names it.
+        AqnetError: it is not YAML, a key stands twice, or it has what no config needs: a tag, an
+            alias (nine of them can stand for gigabytes), 30 levels, or a number without end;
+            `origin` names it.
     """
     try:
+        _check_plain(text)
         return yaml.load(text, Loader=_CoreLoader)
-    except yaml.YAMLError as error:
-        raise AqnetError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: characters that no YAML has
+        raise AqnetError(f"{origin}: not valid YAML: {one_line(error)}") from None
 
 
 def dump(tree: dict[str, Any]) -> str:
@@ -131,6 +139,24 @@ def flattened(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _check_plain(text: str) -> None:
+    depth = 0
+    for event in yaml.parse(text, Loader=_CoreLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        problem = None
+        if depth > _MAX_DEPTH:
+            problem = f"more than {_MAX_DEPTH} levels"
+        elif isinstance(event, yaml.AliasEvent):
+            problem = f"the alias *{event.anchor}; write out what it stands for"
+        elif isinstance(event, yaml.ScalarEvent) and _UNPRINTABLE.search(event.value):
+            problem = f"characters that no name has in {event.value!r}"
+        elif isinstance(event, _TAGGED) and event.tag is not None:
+            problem = f"the tag {event.tag}; a plain value is enough"
+        if problem is not None:
+            raise yaml.YAMLError(f"{problem}{event.start_mark}")
+
+
 class _CoreLoader(yaml.SafeLoader):
     pass
 
@@ -158,6 +184,10 @@ for _tag, _pattern in _SCALARS.items():
 
 def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
     text = node.value
+    if len(text) > _MAX_DIGITS:
+        raise yaml.constructor.ConstructorError(
+            None, None, f"a number of {len(text)} digits", node.start_mark
+        )
     return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
 
 

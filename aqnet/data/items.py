@@ -25,6 +25,7 @@ class ItemReader:
 
     Attributes:
         layout: grid, channels and static fields of what is read.
+        weather: what is given as weather to come.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class ItemReader:
         self.lead_times = torch.tensor(data.lead_times)
         if isinstance(weather, str):
             weather = stored_weather(weather, source, layout, config)
-        self._weather = weather
+        self.weather = weather
         self._target_channels = layout.places(data.targets, "air")
         self._target_numbers = _numbers(statistics, data.targets)
         self._input_numbers = _numbers(statistics, config.input_variables)
@@ -139,7 +140,7 @@ class ItemReader:
                 if self._recent and (kind, hours) == ("air", 0):
                     self._add_recent(time, values, fields)
         for hours, rows in self._to_come.items():
-            values = self._weather.weather_at(time, time + hours)
+            values = self.weather.weather_at(time, time + hours)
             if values is not None:
                 for value, row in zip(values, rows, strict=True):
                     _normalise(value, self._input_numbers[row], fields[row])

@@ -30,7 +30,7 @@ from numcodecs import blosc
 from numcodecs.checksum32 import CRC32C
 from numpy.typing import NDArray
 
-from aqnet.errors import AqnetError
+from aqnet.errors import AqnetError, one_line
 from aqnet.grid import Grid
 
 FORMAT_VERSION = 5
@@ -44,6 +44,13 @@ NO_CHUNK = np.iinfo(np.uint64).max  # in place of an offset
 TIME_UNITS = "hours since 1970-01-01 00:00:00"
 DAY_UNITS = "days since 1970-01-01"
 _AGAIN = "remove it and prepare it again"
+
+# what zarr and numpy raise at metadata that are not what was written
+_UNREADABLE = (
+    *(ValueError, RuntimeError, OSError, LookupError, TypeError, AttributeError),
+    *(OverflowError, AssertionError, NotImplementedError, ImportError),
+)
+_MOST_BYTES, _MOST_CHUNKS = 2**32, 2**20  # of arrays that are read whole; one of a year has less
 
 Kind = Literal["weather", "air"]
 KINDS: tuple[Kind, ...] = ("weather", "air")
@@ -71,9 +78,15 @@ class Chunks:
         if offset == NO_CHUNK:
             raise ValueError("its chunk was lost")
         with shard.open("rb") as file:
+            if offset + length > os.fstat(file.fileno()).st_size:
+                raise ValueError("its file is shorter than its index says")
             file.seek(offset)
             chunk = CRC32C().decode(file.read(length))
         values = np.empty(self._chunk_shape, self._dtype)
+        # blosc believes its header: another size would leave memory unwritten, or be read beyond
+        found = *np.frombuffer(chunk, "<u4", 1, 4), *np.frombuffer(chunk, "<u4", 1, 12)
+        if found != (values.nbytes, len(chunk)):
+            raise ValueError(f"its chunk unpacks to {found[0]} bytes, expected {values.nbytes}")
         blosc.decompress(chunk, values)
         return values
 
@@ -96,6 +109,9 @@ class Store:
 
     def __init__(self, path: Path, group: zarr.Group) -> None:
         attributes: dict[str, Any] = dict(group.attrs)
+        for name in (*KINDS, "static_names"):
+            if not isinstance(attributes[name], list):
+                raise TypeError(f"the attribute {name!r} is no list")
         self.path = path
         self.attributes = attributes
         self.channels: dict[Kind, tuple[str, ...]] = {
@@ -118,10 +134,13 @@ class Store:
             None if elevation is None else torch.from_numpy(elevation),
             torch.from_numpy(_get(group, "mask")),
         )
-        names = [kind for kind in KINDS if self.channels[kind]]
+        air, steps = len(self.channels["air"]), len(self.time)
+        shapes = {"weather": (steps, len(self.channels["weather"])), "air": (steps, air)}
+        shapes = {kind: shape for kind, shape in shapes.items() if shape[1]}
+        daily = dict.fromkeys(("daily_sum", "daily_count"), (len(days), air))
         self._chunks = {
-            name: Chunks(path / name, _array(group, name))
-            for name in (*names, "daily_sum", "daily_count")
+            name: Chunks(path / name, _array(group, name, (*shape, *self.grid.shape)))
+            for name, shape in {**shapes, **daily}.items()
         }
 
     @property
@@ -192,7 +211,7 @@ def is_store(path: Path) -> bool:
     """Whether `path` is a training store, finished or not."""
     try:
         return "format_version" in zarr.open_group(path, mode="r").attrs
-    except (ValueError, OSError):
+    except _UNREADABLE:
         return False
 
 
@@ -209,8 +228,8 @@ def open_store(path: str | Path, *, whole: bool = True) -> Store:
         raise AqnetError(f"{path}: no such store; make it with python -m aqnet.data.prepare")
     try:
         group = zarr.open_group(path, mode="r")
-    except (ValueError, OSError) as error:
-        raise AqnetError(f"{path}: not a training store ({error})") from None
+    except _UNREADABLE as error:
+        raise AqnetError(f"{path}: not a training store ({one_line(error)})") from None
     if not group.attrs.get("complete"):
         raise AqnetError(f"{path}: not a finished training store; {_AGAIN}")
     version = group.attrs.get("format_version")
@@ -228,19 +247,25 @@ def _reading(path: Path) -> Iterator[None]:
     """Say in one line that a store's files are not what was written."""
     try:
         yield
-    except (ValueError, RuntimeError, OSError, KeyError, TypeError) as error:
-        raise AqnetError(f"{path}: damaged ({error}); {_AGAIN}") from None
+    except _UNREADABLE as error:
+        raise AqnetError(f"{path}: damaged ({one_line(error)}); {_AGAIN}") from None
 
 
-def _array(group: zarr.Group, name: str) -> zarr.Array[Any]:
+def _array(group: zarr.Group, name: str, shape: tuple[int, ...] | None = None) -> zarr.Array[Any]:
     array = group[name]
     if not isinstance(array, zarr.Array):
         raise TypeError(f"{name!r} is no array")
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"{name!r} holds {array.dtype}, expected numbers")
+    if shape is not None and array.shape != shape:
+        raise ValueError(f"{name!r} has shape {array.shape}, expected {shape}")
     return array
 
 
 def _get(group: zarr.Group, name: str) -> NDArray[Any]:
     array = _array(group, name)
+    if array.nbytes > _MOST_BYTES or array.nchunks > _MOST_CHUNKS:
+        raise ValueError(f"{name!r} has shape {array.shape}, which no year needs")
     if array.nchunks_initialized != array.nchunks:  # Zarr would read zeros
         raise FileNotFoundError(f"the file of {name!r} is missing")
     return np.asarray(array[...])

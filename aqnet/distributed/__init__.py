@@ -2,16 +2,15 @@
 
 from aqnet.distributed.collectives import (
     any_rank,
-    arrive,
     at_step,
     barrier,
     broadcast_object,
+    collective,
     exchange_seconds,
     explained,
     gather_objects,
     is_main,
     no_sync,
-    num_nodes,
     on_main,
     rank,
     say,
@@ -21,15 +20,15 @@ from aqnet.distributed.collectives import (
     world_size,
     wrap,
 )
-from aqnet.distributed.launch import by_first_process, is_first_process
+from aqnet.distributed.launch import by_first_process, is_first_process, num_nodes
 
 __all__ = [
     "any_rank",
-    "arrive",
     "at_step",
     "barrier",
     "broadcast_object",
     "by_first_process",
+    "collective",
     "exchange_seconds",
     "explained",
     "gather_objects",

@@ -1,15 +1,26 @@
-"""Who has come to which collective: told through the rendezvous's store, so that it needs none."""
+"""Which ranks have reached which collective, and which still live.
+
+Every rank tells it from a thread through the store of the rendezvous, so that it needs no
+collective and the training loop never waits for the store.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import datetime
+import os
 import sys
 import threading
 import time
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Protocol, TypeVar
 
 from aqnet.errors import one_line
+
+ANSWER_SECONDS = 10.0  # of a store that lives; requests to one that is stopped never return
+_BEAT_SECONDS = 2.0
+
+Result = TypeVar("Result")
 
 
 class Store(Protocol):
@@ -21,6 +32,9 @@ class Store(Protocol):
     def get(self, key: str, /) -> bytes:
         """Read; waits for the key."""
 
+    def multi_get(self, keys: list[str], /) -> list[bytes]:
+        """Read several; waits for all."""
+
     def check(self, keys: list[str], /) -> bool:
         """Whether all are there."""
 
@@ -28,79 +42,203 @@ class Store(Protocol):
         """Until all are there; an error after `timeout`."""
 
 
+class Beat(NamedTuple):
+    """What a rank last told: how often it did, its collectives so far, and the last one's step."""
+
+    number: int = 0
+    collectives: int = 0
+    step: int = -1
+
+
+class Silent(RuntimeError):
+    """The store did not answer in time."""
+
+
 class Arrivals:
     """This rank's count of collectives, beside those of the others.
 
-    A thread looks after it: where this rank has waited for eight tenths of the time-out while
-    others have not come, it names them on the terminal. With nccl, whose own time-out ends the
-    process without a word to Python, that is all that is heard.
+    One thread tells the others of it, every 2 s or more often. Another looks after this rank: where
+    it has waited for eight tenths of the time-out, that thread names on the terminal the ranks that
+    have not come or no longer tell. With nccl, whose own time-out ends the process without a word
+    to Python, that is all that is heard. A collective that does not even end by the time-out is
+    ended with the process.
     """
 
     def __init__(self, store: Store, rank: int, size: int, timeout_seconds: float) -> None:
         self.step = -1
         self._store, self._rank, self._size = store, rank, size
-        self._patience = 0.8 * timeout_seconds
-        self._count = 0
-        self._since = time.monotonic()
+        self._timeout = timeout_seconds
+        self._interval = min(_BEAT_SECONDS, timeout_seconds / 25)
+        self._count, self._at = 0, -1  # collectives so far, and the step of the last
+        self._since: float | None = None  # when it entered the collective that it is in
+        self._silent: tuple[int, list[int]] = (-1, [])  # in which collective, which ranks
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
+        works = (self._tell_often, self._watch)
+        self._threads = [threading.Thread(target=work, daemon=True) for work in works]
+        for thread in self._threads:
+            thread.start()
 
     def come(self) -> None:
-        """Say that this rank enters its next collective."""
-        self._count += 1
+        """This rank enters its next collective."""
+        self._count, self._at = self._count + 1, self.step
         self._since = time.monotonic()
-        self._store.set(f"at/{self._rank}", f"{self._count} {self.step}")
+
+    def leave(self) -> None:
+        """It has left the collective."""
+        self._since = None
 
     def tell(self, error: Exception) -> None:
         """Leave an error to the others as the reason of this rank's end."""
+        text = f"rank {self._rank}: {type(error).__name__}: {one_line(error)}"
         with contextlib.suppress(RuntimeError):  # the store may have died with rank 0
-            text = f"rank {self._rank}: {type(error).__name__}: {one_line(error)}"
-            self._store.set("failed", text)
+            _within(ANSWER_SECONDS, lambda: self._store.set("failed", text))
 
-    def explanation(self, said: str) -> str:
-        """Why a collective failed that said `said`: another rank's error, or which ranks lag."""
+    def explanation(self, message: str) -> str:
+        """Why a collective failed with `message`: another rank's error, or which ranks lag."""
+        self.leave()
         try:
-            if self._store.check(["failed"]):
+            if _within(ANSWER_SECONDS, lambda: self._store.check(["failed"])):
                 return self._store.get("failed").decode()
-            came = self.lagging() or f"all ranks came to a collective of step {self.step}"
+            came = self._missing() or f"all ranks came to a collective of step {self.step}"
+        except Silent as error:
+            came = f"{error}; this was rank {self._rank}"
         except RuntimeError:
             came = f"rank 0, which holds the store, has gone; this was rank {self._rank}"
-        return f"{came} ({said})"
-
-    def lagging(self) -> str:
-        """The ranks that came to fewer collectives than others, and where they were; or ""."""
-        came = [self._of(rank) for rank in range(self._size)]
-        most, last = max(came)
-        behind = [f"{rank} (step {step})" for rank, (n, step) in enumerate(came) if n < most]
-        if not behind:
-            return ""
-        more = f" and {len(behind) - 16} more" if len(behind) > 16 else ""
-        return f"ranks that lag behind step {last}: {', '.join(behind[:16])}{more}"
+        return f"{came} ({message})"
 
     def close(self) -> None:
-        """End the thread."""
+        """End the threads; one that waits for a store without an answer stays behind."""
         self._closed.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join(1.0)
 
-    def _of(self, rank: int) -> tuple[int, int]:
-        key = f"at/{rank}"
-        if not self._store.check([key]):
-            return 0, -1
-        count, step = self._store.get(key).decode().split()
-        return int(count), int(step)
+    def _missing(self) -> str:
+        """The ranks that lag or are silent after a collective failed; or ""."""
+        looked = self._look()
+        if self._silent[0] == self._count:
+            return named(looked, self._silent[1])
+        first, end = looked, time.monotonic() + 3 * self._interval
+        while (silent := unchanged(first, looked)) and time.monotonic() < end:
+            time.sleep(self._interval / 4)
+            looked = self._look()
+        return named(looked, silent)
+
+    def _look(self) -> list[Beat]:
+        """What every rank last told."""
+        keys = [f"at/{rank}" for rank in range(self._size)]
+
+        def read() -> list[Beat]:
+            if self._store.check(keys):
+                told = self._store.multi_get(keys)
+            else:  # one has not told anything yet
+                told = [self._store.get(key) if self._store.check([key]) else b"" for key in keys]
+            return [Beat(*map(int, text.split())) for text in told]
+
+        return _within(ANSWER_SECONDS, read)
+
+    def _tell_often(self) -> None:
+        number = 0
+        with contextlib.suppress(RuntimeError):  # the store has gone with its process
+            while not self._closed.is_set():
+                number += 1
+                self._store.set(f"at/{self._rank}", f"{number} {self._count} {self._at}")
+                self._closed.wait(self._interval)
 
     def _watch(self) -> None:
-        said = 0  # the collective whose wait was last spoken of
-        while not self._closed.wait(min(5.0, self._patience / 10)):
-            if time.monotonic() - self._since < self._patience or said == self._count:
+        before, told = None, 0  # a first look, and the collective whose wait was last spoken of
+        while not self._closed.wait(self._interval):
+            since, count = self._since, self._count
+            waited = 0.0 if since is None else time.monotonic() - since
+            if waited > 2 * self._timeout + 3 * ANSWER_SECONDS:
+                end(f"rank {self._rank} waits since {waited:.0f} s at step {self.step}")
+            if waited < 0.7 * self._timeout or told == count:
+                before = None
                 continue
-            said = self._count
             try:
-                first = [self._of(rank)[0] for rank in range(self._rank + 1)]
-                lagging = self.lagging()
+                looked = self._look()
+                if before is None:
+                    before = looked
+                elif waited >= 0.8 * self._timeout:
+                    told, self._silent = count, (count, unchanged(before, looked))
+                    self._warn(looked)
+            except Silent as error:
+                told = count
+                print(f"warning: rank {self._rank} waits: {error}", file=sys.stderr, flush=True)
             except RuntimeError:  # the store has gone with its process
                 return
-            if lagging and first.index(max(first)) == self._rank:  # one speaks for all that wait
-                waited = f"rank {self._rank} waits since {self._patience:.0f} s"
-                print(f"warning: {waited}: {lagging}", file=sys.stderr, flush=True)
+
+    def _warn(self, looked: list[Beat]) -> None:
+        missing, silent = named(looked, self._silent[1]), self._silent[1]
+        most = max(beat.collectives for beat in looked)
+        waiting = [rank for rank, beat in enumerate(looked) if beat.collectives == most]
+        speaker = next((rank for rank in waiting if rank not in silent), None)
+        if missing and speaker == self._rank:  # one speaks for all that wait
+            waits = f"rank {self._rank} waits since {0.8 * self._timeout:.0f} s"
+            print(f"warning: {waits}: {missing}", file=sys.stderr, flush=True)
+
+
+def unchanged(before: list[Beat], after: list[Beat]) -> list[int]:
+    """The ranks that told nothing between two looks."""
+    pairs = enumerate(zip(before, after, strict=True))
+    return [rank for rank, (old, new) in pairs if old.number == new.number]
+
+
+def named(looked: list[Beat], silent: list[int]) -> str:
+    """The ranks that came to fewer collectives than others, and those that are silent; or ""."""
+    most = max(beat.collectives for beat in looked)
+    last = max(beat.step for beat in looked if beat.collectives == most)
+    behind = [rank for rank, beat in enumerate(looked) if beat.collectives < most]
+    parts = {f"ranks that lag behind step {last}": behind}
+    parts["ranks that give no sign of life (stopped, killed or cut off)"] = silent
+    return "; ".join(
+        f"{what}: {', '.join(f'{rank} (step {looked[rank].step})' for rank in ranks[:16])}"
+        + (f" and {len(ranks) - 16} more" if len(ranks) > 16 else "")
+        for what, ranks in parts.items()
+        if ranks
+    )
+
+
+def end(message: str) -> None:
+    """End this process, whatever its main thread waits for, with one line and status 2."""
+    print(f"error: {message}; ending", file=sys.stderr, flush=True)
+    os._exit(2)
+
+
+@contextlib.contextmanager
+def limit(seconds: float, message: str) -> Iterator[None]:
+    """What is inside ends this process where it takes longer."""
+    timer = threading.Timer(seconds, end, (message,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _within(seconds: float, ask: Callable[[], Result]) -> Result:
+    """What `ask` returns or raises.
+
+    Raises:
+        Silent: the store did not answer within `seconds`.
+    """
+    results: list[Result] = []
+    errors: list[RuntimeError] = []
+
+    def answer() -> None:
+        try:
+            results.append(ask())
+        except RuntimeError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=answer, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise Silent(
+            "the store of the rendezvous does not answer: rank 0, or the launcher that holds it, "
+            "is stopped or cut off"
+        )
+    if errors:
+        raise errors[0]
+    return results[0]

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from aqnet.distributed import launch
-from aqnet.distributed.arrivals import Arrivals
+from aqnet.distributed.arrivals import Arrivals, limit
 from aqnet.errors import AqnetError, one_line
 
 Result = TypeVar("Result")
@@ -39,8 +39,9 @@ def start(timeout_seconds: float) -> torch.device:
     Raises:
         AqnetError: there are fewer GPUs on this node than processes, or the others did not come.
     """
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    if launch.under_torchrun():
         launch.die_with_parent()
+        launch.end_if_orphaned()
     device = launch.device_of(int(os.environ.get("LOCAL_RANK", "0")))
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 or dist.is_initialized():
@@ -48,22 +49,23 @@ def start(timeout_seconds: float) -> torch.device:
     # DDP loads this module, whose default arguments keep the group that exists while it is loaded
     importlib.import_module("torch.distributed.nn.functional")
     timeout = datetime.timedelta(seconds=timeout_seconds)
+    found = {key: os.environ.get(key) for key in ("RANK", "MASTER_ADDR", "MASTER_PORT")}
+    lost = f"the {size} processes did not find each other ({found})"
     try:
-        store, rank_, size = next(dist.rendezvous("env://", timeout=timeout))
-        store = dist.PrefixStore(launch.attempt(store, rank_, size, timeout), store)
-        dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
-            store=dist.PrefixStore("group", store),
-            rank=rank_,
-            world_size=size,
-            timeout=timeout,
-            device_id=device if device.type == "cuda" else None,
-        )
-    except (dist.DistError, RuntimeError, ValueError) as error:
-        found = {key: os.environ.get(key) for key in ("RANK", "MASTER_ADDR", "MASTER_PORT")}
-        raise AqnetError(
-            f"the {size} processes did not find each other ({found}): {one_line(error)}"
-        ) from error
+        # a store that is stopped, or a peer that dies on the way, may be waited for without end
+        with limit(1.1 * timeout_seconds + 5.0, lost):
+            store, rank_, size = launch.rendezvous(timeout)
+            store = dist.PrefixStore(launch.attempt(store, rank_, size, timeout), store)
+            dist.init_process_group(
+                "nccl" if device.type == "cuda" else "gloo",
+                store=dist.PrefixStore("group", store),
+                rank=rank_,
+                world_size=size,
+                timeout=timeout,
+                device_id=device if device.type == "cuda" else None,
+            )
+    except (dist.DistError, RuntimeError, ValueError, OSError) as error:
+        raise AqnetError(f"{lost}: {one_line(error)}") from error
     global _arrivals
     _arrivals = Arrivals(dist.PrefixStore("aqnet", store), rank_, size, timeout_seconds)
     return device
@@ -100,11 +102,17 @@ def at_step(step: int) -> None:
         _arrivals.step = step
 
 
-def arrive() -> None:
-    """Tell the others that this process enters a collective; done by all functions here, but to be
-    called before a backward that exchanges gradients."""
+@contextlib.contextmanager
+def collective() -> Iterator[None]:
+    """Inside, this process counts as waiting for the others, who are told so.
+
+    Done by all functions here, but to be put around a backward that exchanges gradients.
+    """
     if _arrivals is not None:
         _arrivals.come()
+    yield
+    if _arrivals is not None:
+        _arrivals.leave()
 
 
 @contextlib.contextmanager
@@ -142,11 +150,6 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def num_nodes() -> int:
-    """On how many nodes they are (torchrun says; 1 without it)."""
-    return int(os.environ.get("GROUP_WORLD_SIZE", "1"))
-
-
 def is_main() -> bool:
     """Whether this is the process that writes files and speaks."""
     return rank() == 0
@@ -162,8 +165,8 @@ def sum_(tensor: Tensor) -> Tensor:
     """Sum over the processes, in place (any device); returns `tensor`."""
     if world_size() > 1:
         on_device = tensor.to(_group_device())
-        arrive()
-        dist.all_reduce(on_device)
+        with collective():
+            dist.all_reduce(on_device)
         if on_device is not tensor:
             tensor.copy_(on_device)
     return tensor
@@ -179,8 +182,8 @@ def broadcast_object(obj: Any) -> Any:
     if world_size() == 1:
         return obj
     box = [obj if is_main() else None]
-    arrive()
-    dist.broadcast_object_list(box, src=0, device=_group_device())
+    with collective():
+        dist.broadcast_object_list(box, src=0, device=_group_device())
     return box[0]
 
 
@@ -189,8 +192,8 @@ def gather_objects(obj: Any) -> list[Any] | None:
     if world_size() == 1:
         return [obj]
     boxes: list[Any] | None = [None] * world_size() if is_main() else None
-    arrive()
-    dist.gather_object(obj, boxes, dst=0)
+    with collective():
+        dist.gather_object(obj, boxes, dst=0)
     return boxes
 
 
@@ -227,8 +230,7 @@ def wrap(model: nn.Module) -> nn.Module:
     if world_size() == 1:
         return model
     device = _group_device()
-    arrive()
-    with warnings.catch_warnings():
+    with collective(), warnings.catch_warnings():
         # torch 2.13 says that the name will change, but its successor still sends buffers once
         warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
         wrapped = DistributedDataParallel(

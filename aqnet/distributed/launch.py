@@ -9,12 +9,15 @@ import io
 import os
 import resource
 import signal
+import socket
 import sys
 import time
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from aqnet.distributed.arrivals import Store
 from aqnet.errors import AqnetError
@@ -26,6 +29,11 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 def is_first_process() -> bool:
     """Whether torchrun made this process rank 0, before the processes have found each other."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def under_torchrun() -> bool:
+    """Whether torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 @contextlib.contextmanager
@@ -55,6 +63,43 @@ def die_with_parent() -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     if os.getppid() != parent:  # it died before the call
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def end_if_orphaned(process_1: Path = Path("/proc/1/cmdline")) -> None:
+    """End a worker whose torchrun died while the worker was still importing, so that process 1 has
+    adopted it. In a container, process 1 may be torchrun itself."""
+    if sys.platform == "linux" and os.getppid() == 1:
+        command = process_1.read_bytes()
+        if b"torchrun" not in command and b"torch.distributed" not in command:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def rendezvous(timeout: datetime.timedelta) -> tuple[dist.Store, int, int]:
+    """The store of the launcher, or without one rank 0's; this process's rank, and their number.
+
+    The store that torch makes without a launcher listens on all addresses, and gloo on that of the
+    host's name. Where all processes are on this machine, its loopback is enough.
+    """
+    address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
+    alone = address == "localhost" or address.startswith("127.")
+    if under_torchrun():
+        alone = num_nodes() == 1
+    if alone and Path("/sys/class/net/lo").exists():
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    if under_torchrun() or not alone or os.environ.get("RANK") != "0" or not port.isdecimal():
+        store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
+        return store, rank, size
+    size = int(os.environ["WORLD_SIZE"])
+    with socket.create_server((address, int(port))) as server:
+        store = dist.TCPStore(
+            *(address, int(port), size, True, timeout), master_listen_fd=server.detach()
+        )
+    return store, 0, size
+
+
+def num_nodes() -> int:
+    """On how many nodes the processes are (torchrun says; 1 without it)."""
+    return int(os.environ.get("GROUP_WORLD_SIZE", "1"))
 
 
 def device_of(local_rank: int) -> torch.device:

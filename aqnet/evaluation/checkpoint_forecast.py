@@ -12,6 +12,7 @@ from aqnet import config as configs
 from aqnet.batch import Batch, Forecast
 from aqnet.checkpoint.files import Loaded
 from aqnet.config import Config
+from aqnet.distributed import say
 from aqnet.errors import AqnetError
 from aqnet.grid import Grid
 
@@ -86,6 +87,8 @@ def forecaster(
             )
     model.load_state_dict(weights)
     model.to(device).eval()
+    if config.model.quantiles and not weights["stretch"].any():
+        say(f"{loaded.path}: its quantiles are as trained, as no validation calibrated them yet")
     bf16, domain = config.train.precision == "bf16", grid.mask.to(device)
 
     def forecast(batch: Batch) -> Forecast:

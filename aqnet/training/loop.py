@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -19,7 +20,7 @@ from aqnet.config import Config, to_yaml
 from aqnet.errors import AqnetError
 from aqnet.run_directory import RunDirectory
 from aqnet.training.optimizer import MovingAverage, make_optimizer, set_learning_rate
-from aqnet.training.position import Position, is_finished
+from aqnet.training.position import AGAIN, Position, check_learned, is_finished
 from aqnet.training.reporter import Reporter
 from aqnet.training.step import (
     TrainingState,
@@ -121,7 +122,7 @@ def fit(run: TrainingRun) -> str:
 
     Raises:
         AqnetError: too many bad steps in a row, ranks that diverge, a checkpoint that cannot be
-            written, or an error of another rank.
+            written, a model that is unusable at the end, or an error of another rank.
     """
     state = run.state
     with closing(run.reporter.telemetry):
@@ -137,7 +138,21 @@ def fit(run: TrainingRun) -> str:
                 stopped = _epoch(run)
         finally:
             run.checkpoints.wait()
-    return "interrupted" if stopped else "finished"
+    if stopped:
+        return "interrupted"
+    say_doubts(state.position, run.directory.path)
+    return "finished"
+
+
+def say_doubts(position: Position, run_dir: Path) -> None:
+    """Warn of a run that has reached its end with a doubtful model.
+
+    Raises:
+        AqnetError: the model is unusable.
+    """
+    doubt = check_learned(position, run_dir)
+    if doubt is not None:
+        distributed.say(f"warning: {doubt}")
 
 
 def _epoch(run: TrainingRun) -> bool:
@@ -178,8 +193,10 @@ def _step(run: TrainingRun, batches: Iterator[Batch], items: int, micro_steps: i
         if state.average is not None:
             with state.stopwatch.part("optimizer"):
                 state.average.update()
-    else:
+    elif result.cells.any():
         _count_bad_step(run, result.loss, result.norm, result.times)
+    else:  # sparse targets: nothing to learn from, and nothing wrong
+        position.empty_steps += 1
     run.reporter.step(position.global_step, items, result, rate)
     run.after_each_step()
     return bool(result.flags[0])
@@ -225,6 +242,7 @@ def _validate(run: TrainingRun) -> float | None:
         return None
     metric = values["validation/loss"]
     position.validated_step = position.global_step
+    position.last_metric = metric if math.isfinite(metric) else None
     best = position.best_metric
     if math.isfinite(metric) and (best is None or metric < best):
         position.best_metric, position.validations_since_best = metric, 0
@@ -259,8 +277,11 @@ def _tensors(run: TrainingRun) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _save(run: TrainingRun, metric: float | None) -> None:
+    position = run.state.position
+    if position.bad_steps_in_a_row and not is_finished(run.state.config, position):
+        return  # the weights may have come apart: the checkpoints before are what one goes back to
     with run.state.stopwatch.part("checkpoint"):
-        words = {**asdict(run.state.position), **run.constants.words}
+        words = {**asdict(position), **run.constants.words}
         run.reporter.telemetry.flush()
         run.checkpoints.save(*_tensors(run), words, metric)
 
@@ -276,6 +297,6 @@ def _count_bad_step(run: TrainingRun, loss: float, norm: float, times: list[int]
         raise AqnetError(
             f"{limit} optimizer steps in a row had no finite loss and gradient (the last: step "
             f"{position.global_step}, loss {loss}, gradient norm {norm}); the items' times are in "
-            f"{run.directory.path / 'metrics.jsonl'}. Lower train.learning_rate, or look at "
-            "those hours with python -m aqnet.data.inspect"
+            f"{run.directory.path / 'metrics.jsonl'}. Where python -m aqnet.data.inspect finds "
+            f"nothing wrong with those hours, {AGAIN}"
         )

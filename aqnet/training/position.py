@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from aqnet.config import Config
+from aqnet.errors import AqnetError
+
+# a run's learning rate cannot change, and its last checkpoints may have come apart already
+AGAIN = (
+    "train again in another run_dir with a lower train.learning_rate, from the beginning or, where "
+    "this run's best checkpoint is good, from that (train.init_from: this run_dir, "
+    "train.init_statistics: checkpoint)"
+)
 
 
 @dataclass
@@ -15,9 +24,11 @@ class Position:
     Attributes:
         global_step: optimizer steps made, skipped ones included.
         epoch, items_consumed: position in the data.
-        best_metric: lowest validation loss so far; validated_step: where it was last validated.
+        best_metric: lowest validation loss so far; last_metric: the last one, None where it was not
+            finite; validated_step: where that was.
         validations_since_best: for early stopping.
-        bad_steps, bad_steps_in_a_row: skipped steps, ever and lately.
+        bad_steps, bad_steps_in_a_row: steps skipped for what was not finite, ever and lately.
+        empty_steps: those without a valid cell, which change nothing.
         seconds: time spent in training, restarts included.
     """
 
@@ -25,16 +36,47 @@ class Position:
     epoch: int = 0
     items_consumed: int = 0
     best_metric: float | None = None
+    last_metric: float | None = None
     validated_step: int = 0
     validations_since_best: int = 0
     bad_steps: int = 0
     bad_steps_in_a_row: int = 0
+    empty_steps: int = 0
     seconds: float = 0.0
 
     @classmethod
     def of(cls, state: dict[str, Any]) -> Position:
         """From the state of a checkpoint."""
-        return cls(**{name: state[name] for name in asdict(cls()) if name in state})
+        known = {"last_metric": state.get("best_metric"), **state}  # older ones lack it
+        return cls(**{name: known[name] for name in asdict(cls()) if name in known})
+
+
+# mean squared error of normalised values; the training mean everywhere has about 1
+_USELESS = 10.0
+
+
+def check_learned(position: Position, run_dir: Path) -> str | None:
+    """What is doubtful about a run that has reached its end; None where nothing is.
+
+    Raises:
+        AqnetError: it learned nothing, or never had a finite validation loss.
+    """
+    skipped = position.bad_steps + position.empty_steps
+    counted = f"{skipped} of {position.global_step} steps were skipped"
+    best, last = position.best_metric, position.last_metric
+    if skipped == position.global_step or best is None:
+        raise AqnetError(
+            f"{run_dir}: ended without a usable model: {counted}, and the lowest validation loss "
+            f"is {best}; {AGAIN}"
+        )
+    if last is None or last > max(_USELESS, 2 * best):
+        return (
+            f"the last validation loss is {last}, the lowest {best:.4g}, where the mean of the "
+            f"training data has about 1 ({counted}); {AGAIN}"
+        )
+    if best > _USELESS:
+        return f"the lowest validation loss is {best:.4g}, that of the training data's mean about 1"
+    return f"{counted}; {AGAIN}" if 2 * position.bad_steps > position.global_step else None
 
 
 def is_finished(config: Config, position: Position) -> bool:

@@ -60,7 +60,7 @@ class StepResult(NamedTuple):
             NaN without any.
         norm: gradient norm before clipping.
         flags: sums over the ranks of what `optimizer_step` was given.
-        updated: whether the weights were changed; false after a bad step.
+        updated: whether the weights were changed; false after a bad step or without a valid cell.
         times: input times of this rank's items, hours since 1970 UTC, -1 for empty ones.
     """
 
@@ -130,8 +130,8 @@ def warm_up(state: TrainingState, empty: Batch) -> None:
     empty = empty.to(state.device)
     forecast = forward(state, state.parallel, empty)
     sums = _sums(forecast, empty, state.config)
-    distributed.arrive()
-    sums[::2].sum().backward()
+    with distributed.collective():
+        sums[::2].sum().backward()
     state.optimizer.zero_grad()
 
 
@@ -153,9 +153,8 @@ def _accumulate(
                 seed_micro_batch(state.config.seed, step, micro_step)
                 forecast = forward(state, state.parallel, batch)
                 sums = _sums(forecast, batch, state.config)
-            with watch.part("backward"):
-                if last:
-                    distributed.arrive()
+            exchange = distributed.collective() if last else contextlib.nullcontext()
+            with watch.part("backward"), exchange:
                 (sums[::2] * state.weights).sum().backward()
                 totals += sums.detach()
     with watch.part("backward"):  # on a GPU, here is where its work is waited for

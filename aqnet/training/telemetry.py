@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from aqnet.errors import one_line
-from aqnet.files import replace_text
+from aqnet.files import replace_text, writing
 
 
 class Stopwatch:
@@ -76,10 +76,11 @@ class Telemetry:
 
         folder = Path(run_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "metrics.jsonl"
-        _keep_until(path, first_step)
-        self._file = path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+        self._path, self._board_path = folder / "metrics.jsonl", folder / "tensorboard"
+        _keep_until(self._path, first_step)
+        self._file = self._path.open("a", encoding="utf-8")
+        with writing(self._board_path):
+            self._board = SummaryWriter(str(self._board_path), purge_step=first_step + 1)
         self._painter = ThreadPoolExecutor(1, "pictures")
         self._drawn: list[Future[None]] = []
 
@@ -87,27 +88,31 @@ class Telemetry:
         """One line of `metrics.jsonl` (a non-finite value is null) and one point per name."""
         if not self._active:
             return
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        with writing(self._board_path):
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self.record(step, finite)
 
     def record(self, step: int, values: Mapping[str, Any]) -> None:
         """One line of `metrics.jsonl` alone."""
         if self._active:
-            self._file.write(json.dumps({"step": step, **values}) + "\n")
-            self._file.flush()
+            with writing(self._path):
+                self._file.write(json.dumps({"step": step, **values}) + "\n")
+                self._file.flush()
 
     def text(self, name: str, text: str) -> None:
         """A text in TensorBoard, such as the resolved config."""
         if self._active:
-            self._board.add_text(name, f"```\n{text}\n```")
+            with writing(self._board_path):
+                self._board.add_text(name, f"```\n{text}\n```")
 
     def picture(self, step: int, name: str, draw: Callable[[], NDArray[np.uint8]]) -> None:
         """A picture [pixels, pixels, 3] in TensorBoard, drawn in the background."""
 
         def add() -> None:
-            self._board.add_image(name, draw(), step, dataformats="HWC")
+            with writing(self._board_path):
+                self._board.add_image(name, draw(), step, dataformats="HWC")
 
         if self._active:
             self._drawn.append(self._painter.submit(add))
@@ -139,7 +144,8 @@ class Telemetry:
         """Call with each checkpoint: a run killed after it does not write these points again, and
         TensorBoard's writer keeps them in memory for up to two minutes."""
         if self._active:
-            self._board.flush()
+            with writing(self._board_path):
+                self._board.flush()
 
     def close(self) -> None:
         """Wait for pictures, flush and close the files. A picture that could not be drawn is worth
@@ -152,8 +158,10 @@ class Telemetry:
                     f"warning: {len(errors)} of {len(self._drawn)} maps could not be drawn for "
                     f"TensorBoard: {type(errors[0]).__name__}: {one_line(errors[0])}"
                 )
-            self._board.close()
-            self._file.close()
+            with writing(self._board_path):
+                self._board.close()
+            with writing(self._path):
+                self._file.close()
         if self._bar is not None:
             self._bar.close()
 

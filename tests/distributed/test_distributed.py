@@ -41,7 +41,7 @@ def enter(
 
 
 # so that torch is imported once and not by every process
-multiprocessing.set_forkserver_preload(["torch._dynamo", "tests.test_distributed"])
+multiprocessing.set_forkserver_preload(["torch._dynamo", "tests.distributed.test_distributed"])
 
 
 def on_ranks(
@@ -289,6 +289,7 @@ def test_processes_that_do_not_come_are_an_error(monkeypatch: pytest.MonkeyPatch
 RESTARTED = """
 import os, pathlib, signal, sys
 from aqnet import distributed
+from aqnet.distributed import collectives
 distributed.start(30)
 killed = pathlib.Path(sys.argv[1])
 if distributed.rank() == 1 and not killed.exists():

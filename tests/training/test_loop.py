@@ -203,6 +203,14 @@ def test_too_many_bad_steps_in_a_row_end_the_run(tmp_path: Path):
     assert run.state.position.global_step == 3
 
 
+def test_a_run_whose_every_step_was_skipped_is_not_finished(tmp_path: Path):
+    run = run_of(settings(tmp_path, max_steps=3, max_bad_steps=10), [1.0] * 3)
+    with torch.no_grad():
+        next(run.state.model.parameters()).fill_(math.inf)
+    with pytest.raises(AqnetError, match="3 of 3 steps were skipped"):
+        loop.fit(run)
+
+
 def test_a_run_that_fails_ends_what_it_writes_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

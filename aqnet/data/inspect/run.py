@@ -109,7 +109,8 @@ def _stored(found: Findings, opened: store.Store, name: str) -> Variable:
 
 
 def _source(found: Findings, file: SourceFile) -> None:
-    found.kind = "Zarr source" if found.path.is_dir() else "file of fields"
+    kind = "GRIB" if found.path.suffix.startswith(".gr") else "NetCDF"
+    found.kind = f"{'Zarr' if found.path.is_dir() else kind} source"
     for read in (lambda: found.set_times(file.times.valid), lambda: _grid(found, file)):
         try:
             read()
@@ -155,12 +156,8 @@ def _grid(found: Findings, file: SourceFile) -> None:
 
 
 def _may_be_field(file: SourceFile, name: str) -> bool:
-    """Whether a variable holds numbers in two dimensions and is no coordinate or bounds of one."""
-    others = (*file.cells.names, *file.bounds)
-    known = units.canonical_unit(name) is not None
-    dims = file.dims(name)
-    on_grid = {file.cells.y, file.cells.x} <= set(dims)
-    return file.kind(name) in "fiu" and name not in others and len(dims) > 1 and (on_grid or known)
+    """Whether a variable holds numbers in two dimensions and is no coordinate."""
+    return file.kind(name) in "fiu" and len(file.dims(name)) > 1 and name not in file.cells.names
 
 
 def _has_time(found: Findings, file: SourceFile, name: str) -> bool:

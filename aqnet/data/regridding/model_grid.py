@@ -34,7 +34,7 @@ class ModelGrid:
     def __init__(self, config: Config, sources: Sources) -> None:
         """
         Raises:
-            AqnetError: `data.winds` is grid and u or v is missing from `data.variables`.
+            AqnetError: `data.winds` is grid and one of u and v alone is stored.
         """
         self._data, self.sources = config.data, sources
         self._resampler: Resampler | None = None
@@ -45,7 +45,7 @@ class ModelGrid:
                 config.data.resample, sources.lat, sources.lon, config.data.shape
             )
             self.lat, self.lon = self._resampler.lat, self._resampler.lon
-        if config.data.winds == "grid" and len({"u", "v"} & set(config.data.variables)) == 1:
+        if config.data.winds == "grid" and len({"u", "v"} & set(config.data.stored)) == 1:
             raise AqnetError("data.winds is grid: data.variables needs both u and v to turn them")
 
     def read(self, names: Sequence[str], rows: slice) -> NDArray[np.float32]:

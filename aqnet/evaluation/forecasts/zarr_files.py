@@ -21,7 +21,7 @@ from aqnet.errors import AqnetError
 from aqnet.evaluation import probabilities
 from aqnet.evaluation.interpolation import bilinear
 from aqnet.evaluation.metrics import EVENT_THRESHOLDS
-from aqnet.files import partial_of, replace_folder
+from aqnet.files import partial_of, replace_folder, writing
 from aqnet.grid import Grid
 
 # names of the CF standard name table
@@ -44,7 +44,13 @@ def create(
     where nothing was written. With `model.quantiles` NAME_quantile has them [time, lead_time,
     quantile, y, x], and NAME_exceedance the probability that the event threshold is reached.
     """
-    partial = partial_of(path)
+    with writing(path):
+        _create(partial_of(path), times, config, grid, units)
+
+
+def _create(
+    partial: Path, times: NDArray[np.int64], config: Config, grid: Grid, units: dict[str, str]
+) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.parent.mkdir(parents=True, exist_ok=True)
     group = zarr.open_group(partial, mode="w", zarr_format=3)
@@ -97,6 +103,7 @@ class Writer:
     def __init__(
         self, path: Path, times: NDArray[np.int64], config: Config, grid: Grid, numbers: Statistics
     ) -> None:
+        self._path = path
         group = zarr.open_group(partial_of(path), mode="r+")
         self._group, self._targets = group, config.data.targets
         self._levels = config.model.quantiles
@@ -109,9 +116,11 @@ class Writer:
         """Write the items of a batch that are wanted."""
         for item, time in enumerate(batch.time.tolist()):
             if time in self._rows:
-                self._write(self._rows[time], "", self._physical(forecast.mean[item]))
-                if forecast.quantiles is not None:
-                    self._write_odds(self._rows[time], self._physical(forecast.quantiles[item]))
+                with writing(self._path):
+                    self._write(self._rows[time], "", self._physical(forecast.mean[item]))
+                    if forecast.quantiles is not None:
+                        quantiles = self._physical(forecast.quantiles[item])
+                        self._write_odds(self._rows[time], quantiles)
 
     def _write_odds(self, row: int, quantiles: NDArray[np.float64]) -> None:
         self._write(row, "_quantile", quantiles.swapaxes(0, 1))
@@ -161,9 +170,16 @@ class ExternalForecast:
         return self._regrid(values.reshape(*values.shape[:2], -1))
 
 
-def commit(path: Path) -> None:
-    """Give the whole store its name, in place of an older one, once every rank has written."""
-    replace_folder(partial_of(path), path)
+def commit(path: Path, target: Path | None = None) -> None:
+    """Give the whole store its name `target`, else `path`, in place of an older one, once every
+    rank has written."""
+    with writing(path):
+        replace_folder(partial_of(path), target or path)
+
+
+def discard(path: Path) -> None:
+    """Remove what `create` began and nobody committed."""
+    shutil.rmtree(partial_of(path), ignore_errors=True)
 
 
 class OffTheHour(AqnetError):

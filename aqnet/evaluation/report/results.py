@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from aqnet.evaluation.report import odds_section, table
 from aqnet.evaluation.report import page as report
 from aqnet.evaluation.report.example_forecast import Example
 from aqnet.evaluation.run import Scorer
+from aqnet.files import sync, writing
 from aqnet.grid import Grid
 
 NOTES = (
@@ -26,6 +29,50 @@ NOTES = (
     "ioa uses the training mean in place of the sample mean",
     "intervals: 95 %, bootstrap of blocks of 10 days",
 )
+
+
+# what one evaluation leaves in its folder, the report last
+OUTPUTS = (
+    *("metrics.json", "metrics.csv", "days.npz", "reliability.csv"),
+    *("stations.csv", "pictures", "forecasts.zarr"),
+)
+REPORT = "report.html"
+
+
+@contextlib.contextmanager
+def beside(output: Path) -> Iterator[Path]:
+    """An empty folder in `output` for all results until they are whole; `publish` takes them from
+    there, and what is left of it goes."""
+    partial = output / "new.partial"
+    with writing(output):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    try:
+        yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def publish(partial: Path, output: Path) -> None:
+    """Put finished results in place of those of an evaluation before, of which nothing stays.
+
+    The report goes first and comes last: where there is one, all results are of one evaluation.
+    """
+    with writing(output):
+        (output / REPORT).unlink(missing_ok=True)
+        for name in OUTPUTS:
+            old, new = output / name, partial / name
+            if old.is_dir():
+                shutil.rmtree(old)
+            else:
+                old.unlink(missing_ok=True)
+            if new.exists():
+                new.rename(old)
+        sync(output)
+        (partial / REPORT).rename(output / REPORT)
+        sync(output)
+    written = ", ".join(name for name in OUTPUTS if (output / name).exists())
+    print(f"written: {output}: {written} and {REPORT}", flush=True)
 
 
 def write(
@@ -61,7 +108,6 @@ def write(
         table.write_csv(output / "reliability.csv", promises)
     if scorer.stations is not None:
         table.write_csv(output / "stations.csv", table.rows(scorer.stations, units))
-        print(f"written: {output / 'stations.csv'}", flush=True)
     drawn: list[Any] = []
     if shown is not None:
         from aqnet.evaluation.report import air_paths, pictures
@@ -73,11 +119,10 @@ def write(
         origin = air_paths.of(scorer, worst)
         drawn = pictures.draw_all(output / "pictures", *what, typical, origin, history)
     settings = configs.to_dict(scorer.config)
-    page = report.write(output, known, rows, settings, drawn, odds_section.html(rows, promises))
-    print(table.skill_table(rows))
+    report.write(output, known, rows, settings, drawn, odds_section.html(rows, promises))
+    print(table.skill_table(rows), flush=True)
     if scorer.odds is not None:
-        print(odds_section.line(rows))
-    print(f"written: {output / 'metrics.csv'}, metrics.json and {page}", flush=True)
+        print(odds_section.line(rows), flush=True)
 
 
 def training_history(path: Path) -> list[dict[str, Any]]:

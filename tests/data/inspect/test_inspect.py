@@ -38,7 +38,7 @@ def test_a_sound_source_has_facts_and_no_problem(
     values["o3"][7] = np.nan
     keep = np.delete(np.arange(300), [50, 51])
     kept = {name: field[keep] for name, field in values.items()}
-    path = write_zarr(tmp_path / "any.zarr", times[keep], kept, version, units="mg m-3")
+    path = write_zarr(tmp_path / "any.zarr", times[keep], kept, version, units="ng m-3")
     assert status(monkeypatch, path) == 0
     text = capsys.readouterr().out
     assert "no problem found" in text
@@ -48,7 +48,7 @@ def test_a_sound_source_has_facts_and_no_problem(
     assert "3 x 4, rows run north to south" in text
     assert "24 x 3 x 4" in text
     row = next(line for line in text.splitlines() if line.startswith("  pm25"))
-    present = kept["pm25"][np.isfinite(kept["pm25"]) & (kept["pm25"] != -999)] * 1e3
+    present = kept["pm25"][np.isfinite(kept["pm25"]) & (kept["pm25"] != -999)] * 1e-3
     missing = 1 - present.size / kept["pm25"].size
     expected = [present.min(), present.mean(), present.max()]
     assert row.split()[1:3] == ["ug", "m-3"]

@@ -152,10 +152,10 @@ def test_one_mask_from_a_file_of_any_grid(folder: Path, capsys: pytest.CaptureFi
 
 
 def test_zarr_statics_and_their_units(folder: Path):
-    values = {"population": np.full((1, 3, 4), 2.0, np.float32)}
-    write_zarr(folder / "static.zarr", hours(2013, 1), values, units="people")
+    values = {"population": np.full((2, 3, 4), 2.0, np.float32)}
+    write_zarr(folder / "static.zarr", hours(2013, 2), values, units="people")
     files = {"elevation": str(folder / "elevation.nc"), "population": str(folder / "static.zarr")}
-    with pytest.raises(AqnetError, match=r"population: .*static\.zarr.*static field has no time"):
+    with pytest.raises(AqnetError, match=r"static\.zarr: variable 'population'.*has 2 of 'time'"):
         prepare(load(folder, static_files=files))
     files["population"] = str(folder / "people.npy")
     write_elevation(folder / "km.nc", 1e-3, "km")

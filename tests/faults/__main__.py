@@ -1,0 +1,219 @@
+"""Inject faults by the hundred and write the table of docs/reliability.md: python -m tests.faults
+
+`make faults` runs it with the counts of the docs; every count is an option, 0 leaves a part out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+
+from tests.conftest import REPOSITORY, prepared
+from tests.faults import damage, soak, stores
+from tests.test_kills import assert_same_run
+from tests.test_kills import train as train_and_kill
+
+DOCS = REPOSITORY / "docs/reliability.md"
+BEGIN, END = "<!-- cases: written by python -m tests.faults -->", "<!-- end of cases -->"
+TESTS = (
+    ("a rank, the launcher or the holder of the store stops or dies", "frozen", "starting"),
+    ("NaN, infinities, empty batches, a rate far too high", "numbers"),
+    ("malicious pickles, archives, names; listeners", "security"),
+    ("checkpoints mistyped or larger than they are", "damaged_checkpoints"),
+)
+
+
+class Row(NamedTuple):
+    """A line of the table."""
+
+    fault: str
+    cases: int
+    outcome: str
+
+
+def kills(tree: dict[str, Any], folder: Path, number: int, seed: int) -> list[Row]:
+    """Half of the kills at 2, half at 3 processes, each against an undisturbed run."""
+    rows = []
+    config = folder / "kills.yaml"
+    config.write_text(yaml.safe_dump(tree))
+    for processes in (2, 3):
+        share = number // 2 if processes == 3 else number - number // 2
+        if share == 0:
+            continue
+        length = (f"train.max_steps={3 * share + 6}", "train.effective_batch=48")
+        whole, broken = (folder / f"{name}{processes}" for name in ("whole", "broken"))
+        train_and_kill(config, whole, processes, 0, *length)
+        log = train_and_kill(config, broken, processes, share, *length)
+        assert_same_run(whole, broken)
+        hit = [phase for kill in log for phase in kill["phases"]]
+        where = ", ".join(f"{hit.count(name)} in {name}" for name in sorted(set(hit)))
+        rows.append(
+            Row(
+                f"SIGKILL of one of {processes} processes or of all",
+                len(log),
+                f"same bits as undisturbed ({where})",
+            )
+        )
+    return rows
+
+
+def files(folder: Path, number: int, seed: int) -> list[Row]:
+    good = damage.original(folder / "good")
+    for name, harm in damage.cases(number, seed):
+        named(name, damage.check, good, folder, harm)
+    for pointer in damage.POINTERS:
+        for target in damage.TARGETS:
+            named(f"{pointer} {target!r}", damage.check_pointer, good, folder, pointer, target)
+    return [
+        Row(
+            "a file of a checkpoint cut, flipped, emptied, replaced",
+            number,
+            "none loaded as good; the one before used and named",
+        ),
+        Row(
+            "`latest` or `best` that names nothing or leads out",
+            len(damage.POINTERS) * len(damage.TARGETS),
+            "none followed",
+        ),
+    ]
+
+
+def metadata(folder: Path, number: int, seed: int) -> list[Row]:
+    good = stores.original(folder / "stores")
+    outcomes = [
+        named(
+            f"{kind.__name__} {seed + at}",
+            stores.check,
+            good,
+            folder,
+            kind,
+            random.Random(seed + at),
+        )
+        for at in range(number)
+        for kind in [stores.KINDS[at % len(stores.KINDS)]]
+    ]
+    read = outcomes.count("read")
+    return [
+        Row(
+            "metadata or index of a store edited at random",
+            number,
+            f"{number - read} refused in one line, {read} read as written, at most 1 GiB taken",
+        )
+    ]
+
+
+def named(name: str, check: Callable[..., Any], *arguments: Any) -> Any:
+    """`check(*arguments)`, whose failure names the case."""
+    try:
+        return check(*arguments)
+    except Exception as error:
+        raise RuntimeError(f"case {name}: {error}") from error
+
+
+def tested(fault: str, *names: str, **counts: str) -> Row:
+    """Run test files of this folder, their long part too; how many tests passed."""
+    paths = [f"tests/faults/test_{name}.py" for name in names]
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-m", "", *paths],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **counts},
+    )
+    if result.returncode:
+        raise RuntimeError(f"{', '.join(paths)}:\n{result.stdout[-5000:]}")
+    dots = re.findall(r"^([.s]+) +\[ *\d+%\]$", result.stdout, re.MULTILINE)
+    passed, skipped = (sum(line.count(sign) for line in dots) for sign in ".s")
+    return Row(fault, passed, "as promised" + (f" ({skipped} skipped)" if skipped else ""))
+
+
+def table(rows: list[Row], seconds: float, command: str) -> str:
+    """The rows in Markdown, with how they were made."""
+    lines = ["| fault | cases | outcome |", "|---|---|---|"]
+    lines += [f"| {row.fault} | {row.cases:,} | {row.outcome} |" for row in rows]
+    made = f"{datetime.now(UTC):%Y-%m-%d}, torch {torch.__version__}, {os.cpu_count()} CPU cores"
+    return "\n".join([*lines, "", f"Made by `{command}` in {seconds / 60:.0f} min ({made})."])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--files", type=int, default=500)
+    parser.add_argument("--stores", type=int, default=500)
+    parser.add_argument("--configs", type=int, default=500)
+    parser.add_argument("--disks", type=int, default=30, help="sizes of a full disk")
+    parser.add_argument("--soak", type=float, default=30.0, metavar="MINUTES")
+    parser.add_argument("--tests", type=int, default=1, help="0: without the other test files")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--write", action="store_true", help="the table into docs/reliability.md")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    start, rows = time.monotonic(), []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        tree = prepared(folder / "tiny") if options.kills or options.soak else {}
+        parts: list[tuple[bool, Callable[[], list[Row]]]] = [
+            (options.kills > 0, lambda: kills(tree, folder, options.kills, options.seed)),
+            (options.files > 0, lambda: files(folder, options.files, options.seed)),
+            (options.stores > 0, lambda: metadata(folder, options.stores, options.seed)),
+            (options.configs > 0, lambda: [config_edits(options.configs)]),
+            (options.disks > 0, lambda: [disks(options.disks)]),
+            (options.tests > 0, lambda: [tested(fault, *names) for fault, *names in TESTS]),
+            (options.soak > 0, lambda: [Row(*soak.row(tree, folder, options.soak))]),
+        ]
+        for wanted, part in parts:
+            if wanted:
+                rows += part()
+                print(json.dumps(rows[-1]._asdict()), flush=True)
+    command = " ".join(
+        ["python -m tests.faults", *(word for word in sys.argv[1:] if word != "--write")]
+    )
+    text = table(rows, time.monotonic() - start, command)
+    print(text)
+    if options.write:
+        before, _, rest = DOCS.read_text().partition(BEGIN)
+        DOCS.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}")
+
+
+def config_edits(number: int) -> Row:
+    row = tested(
+        "edits of a valid config, YAML that no config needs",
+        "configs",
+        AQNET_FAULTS_CONFIGS=str(number),
+    )
+    return row._replace(
+        cases=number + row.cases - 1, outcome="a start and a plan, or one line and status 2"
+    )
+
+
+def disks(number: int) -> Row:
+    row = tested(
+        "a disk that is full (30 sizes of what is left) or read-only",
+        "disk",
+        AQNET_FAULTS_DISKS=str(number),
+    )
+    fault = f"a disk with {number + 1} amounts of room left, or read-only, in {row.cases} commands"
+    skipped = "skipped" in row.outcome
+    return Row(
+        fault,
+        0 if skipped else row.cases * (number + 1),
+        row.outcome if skipped else "one line, status 2, what was there intact; goes on with room",
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""No damaged or hostile checkpoint is taken for a good one; the one before it is used and named."""
+
+import hashlib
+import json
+import random
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from aqnet import checkpoint
+from aqnet.checkpoint import Checkpoints
+from aqnet.checkpoint import files as checkpoint_files
+from aqnet.errors import AqnetError
+from tests.checkpoint.test_checkpoint import saved
+from tests.faults import damage
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return damage.original(tmp_path_factory.mktemp("good"))
+
+
+CASES = list(damage.cases(len(damage.KINDS) * len(damage.FILES), random.randrange(10**6)))
+
+
+@pytest.mark.parametrize(("name", "harm"), CASES, ids=[name for name, _ in CASES])
+def test_a_damaged_file_leads_to_the_checkpoint_before(
+    good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, harm: Any
+):
+    damage.check(good, tmp_path, harm)
+    told = capsys.readouterr().err
+    assert "step_00000002: damaged checkpoint" in told and "using the one before" in told
+
+
+@pytest.mark.parametrize("pointer", damage.POINTERS)
+@pytest.mark.parametrize("target", damage.TARGETS)
+def test_a_name_that_leads_nowhere_or_out_of_the_directory_is_not_followed(
+    good: Path, tmp_path: Path, pointer: str, target: str
+):
+    damage.check_pointer(good, tmp_path, pointer, target)
+
+
+@pytest.mark.parametrize("what", ["directory", "link loop"])
+def test_a_name_that_is_no_file_is_named(good: Path, tmp_path: Path, what: str):
+    shutil.copytree(good, tmp_path / "run")
+    best = tmp_path / "run/checkpoints/best"
+    best.unlink()
+    if what == "directory":
+        best.mkdir()
+    else:
+        best.symlink_to("best")
+    with pytest.raises(AqnetError, match="checkpoints/best: cannot be read"):
+        checkpoint.read(tmp_path / "run")
+
+
+def edited(step: Path, **changes: Any) -> None:
+    """Change state.json as an attacker would, who mends its checksum."""
+    state = {**json.loads((step / "state.json").read_bytes()), **changes}
+    sums = state.pop("sha256")
+    sums["state.json"] = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+    (step / "state.json").write_text(json.dumps({**state, "sha256": sums}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"global_step": "2"},
+        {"global_step": 3},  # another step's checkpoint under this name
+        {"global_step": True},
+        {"epoch": -1},
+        {"items_consumed": 10**30},
+        {"config": [1]},
+        {"statistics": None},
+        {"best_metric": "low"},
+    ],
+    ids=str,
+)
+def test_a_mistyped_state_leads_to_the_checkpoint_before(
+    good: Path, tmp_path: Path, changes: dict[str, Any]
+):
+    def harm(step: Path) -> None:
+        edited(step, **changes)
+
+    damage.check(good, tmp_path, harm)
+
+
+def test_a_state_larger_than_any_is_not_read(good: Path, tmp_path: Path):
+    def harm(step: Path) -> None:
+        with (step / "state.json").open("ab") as file:
+            file.truncate(10**12)  # sparse: takes no room
+
+    damage.check(good, tmp_path, harm)
+
+
+@pytest.mark.parametrize("file", ["model.pt", "optimizer.pt"])
+def test_a_tensor_larger_than_its_file_is_refused(tmp_path: Path, file: str):
+    """10^12 elements that repeat one value take no room in a file, but do in an optimizer."""
+    saved(tmp_path, {1: None})
+    step = tmp_path / "step_00000001"
+    torch.save({"model": {"weight": torch.zeros(1).expand(10**12)}}, step / file)
+    state = json.loads((step / "state.json").read_bytes())
+    state["sha256"][file] = hashlib.sha256((step / file).read_bytes()).hexdigest()
+    (step / "state.json").write_text(json.dumps(state))
+    with pytest.raises(AqnetError, match=f"{file}: refused: its tensors are larger"):
+        checkpoint.read(step)
+
+
+def test_an_archive_that_unpacks_to_more_than_itself_is_refused(tmp_path: Path):
+    torch.save({"weight": torch.zeros(10**6)}, tmp_path / "plain.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pt") as plain,
+        zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
+        for name in plain.namelist():
+            bomb.writestr(name, plain.read(name))
+    with pytest.raises(AqnetError, match="members are larger than the file"):
+        checkpoint_files.load_tensors(tmp_path / "bomb.pt")
+
+
+@pytest.mark.parametrize("what", ["file", "link", "folder"])
+@pytest.mark.parametrize("name", ["step_00000002.damaged", "step_00000003.partial"])
+def test_whatever_stands_where_a_damaged_one_goes_is_replaced(
+    good: Path, tmp_path: Path, name: str, what: str
+):
+    def harm(step: Path) -> None:
+        (step / "model.pt").unlink()
+        place = step.with_name(name)
+        if what == "file":
+            place.touch()
+        elif what == "link":
+            place.symlink_to(step.with_name("step_00000001"))
+        else:
+            (place / "inside").mkdir(parents=True)
+
+    damage.check(good, tmp_path, harm)
+
+
+def test_checkpoints_that_is_a_file_is_named_before_training(tmp_path: Path):
+    (tmp_path / "checkpoints").touch()
+    with pytest.raises(AqnetError, match="checkpoints: is no folder"):
+        Checkpoints(tmp_path / "checkpoints", 1).load_latest()
