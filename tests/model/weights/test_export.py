@@ -16,12 +16,12 @@ from aqnet import config as configs
 from aqnet.batch import Statistics
 from aqnet.checkpoint import files as checkpoint_files
 from aqnet.errors import AqnetError
-from aqnet.model import terrain
+from aqnet.model import bias, biased_attention
 from aqnet.model.climax import ClimaX
 from aqnet.model.weights.export import METADATA, export
 from tests.conftest import REPOSITORY
 from tests.model.builders import LEADS, TARGETS, VARIABLES, config_of, grid, inputs, model_of
-from tests.reference.attention import dense_attention
+from tests.reference.attention import dense_attention, travel_bias
 
 EXAMPLE = REPOSITORY / "docs/examples/run_exported.py"
 # -I keeps this repository off the path; that it is not used is checked besides
@@ -107,16 +107,24 @@ def test_the_example_runs_it_alone_and_forecasts_the_same(settings: dict[str, An
     np.testing.assert_array_equal(written["lat"], grid().lat.numpy())
 
 
-def test_terrain_attention_in_an_exported_file_is_the_same_in_chunks(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("windy", [False, True])
+def test_biased_attention_in_an_exported_file_is_the_same_in_chunks(
+    windy: bool, monkeypatch: pytest.MonkeyPatch
 ):
     q, k, v = torch.randn(3, 2, 4, 23, 8, dtype=torch.float64)
-    z = torch.rand(2, 23, dtype=torch.float64)
-    up, down = torch.rand(2, 4, dtype=torch.float64)
-    expected = dense_attention(q, k, v, z, up, down)
+    z = torch.rand(2, 23, dtype=torch.float64).sort().values
+    up, down, time, width = 0.3 + torch.rand(4, 4, dtype=torch.float64)
+    position, displacement = torch.rand(2, 2, 23, 2, dtype=torch.float64)
+    terms, more = [bias.terrain(z, up, down)], None
+    if windy:
+        paths, days = displacement.unsqueeze(2), torch.tensor([0.5], dtype=torch.float64)
+        terms.append(bias.travel(position, paths, days, time, width))
+        more = travel_bias(position, paths, [12], time, width)
+    expected = dense_attention(q, k, v, z, up, down, bias=more)
+    features = bias.joined(terms)
     for chunk in (5, 23, 512):
-        monkeypatch.setattr(terrain, "_CHUNK", chunk)
-        torch.testing.assert_close(terrain._in_chunks(q, k, v, z, up, down), expected)
+        monkeypatch.setattr(biased_attention, "_CHUNK", chunk)
+        torch.testing.assert_close(biased_attention._in_chunks(q, k, v, *features), expected)
 
 
 def test_the_file_says_what_it_is(tmp_path: Path):
