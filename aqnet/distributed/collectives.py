@@ -117,7 +117,7 @@ def collective() -> Iterator[None]:
 
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
-    """Inside, errors that only a broken or hung collective caused are said as what they are.
+    """Inside, errors that only a broken or hung collective caused name their cause.
 
     An error of this process is told to the others and goes on unchanged. Where a collective fails
     because another process did, AqnetError repeats that one's message; where it failed by the
@@ -133,8 +133,10 @@ def explained() -> Iterator[None]:
         if not _of_collective(error):
             _tell(error)
             raise
-        said = one_line(error)
-        raise AqnetError(said if _arrivals is None else _arrivals.explanation(said)) from error
+        message = one_line(error)
+        raise AqnetError(
+            message if _arrivals is None else _arrivals.explanation(message)
+        ) from error
     except (ArithmeticError, AssertionError, LookupError, OSError, TypeError, ValueError) as error:
         _tell(error)
         raise
