@@ -125,7 +125,7 @@ class SourceFile:
             raise AqnetError(
                 f"{where} of sizes {tuple(sizes.values())}; expected "
                 f"{'times, ' if timed else ''}{y!r} and {x!r} of the grid {self.cells.lat.shape}, "
-                + (f"but has {many}: cut one out" if many else f"but lacks {', '.join(lacking)}")
+                + (f"but lacks {', '.join(lacking)}" if lacking else f"but has {many}: cut one out")
             )
         return (*along, y, x), others
 
