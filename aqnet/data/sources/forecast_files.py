@@ -14,8 +14,7 @@ from aqnet.config import Config
 from aqnet.data.sources import limits, units
 from aqnet.data.sources.cells import Cells
 from aqnet.data.sources.files import SourceFile, open_file
-from aqnet.data.sources.times import Times
-from aqnet.data.sources.view import hour_text
+from aqnet.data.sources.times import Times, hour_text
 from aqnet.errors import AqnetError
 from aqnet.grid import same_place
 
