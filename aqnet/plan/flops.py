@@ -18,10 +18,10 @@ from torch.utils.flop_counter import (
     sdpa_flop_count,
 )
 
-from aqnet.batch import Batch
+from aqnet.batch import Batch, Forecast
 from aqnet.config import Config
 from aqnet.model.climax import ClimaX
-from aqnet.training.loss import loss_sums
+from aqnet.training.loss import loss_sums, pinball_sums
 from aqnet.training.optimizer import make_optimizer
 
 
@@ -72,8 +72,10 @@ def loss(model: nn.Module, batch: Batch, config: Config) -> Tensor:
     """Sum of a micro-batch's errors, forecast in the run's precision."""
     bf16 = config.train.precision == "bf16"
     with torch.autocast(batch.fields.device.type, torch.bfloat16, enabled=bf16):
-        forecast = model(batch.fields, batch.time, batch.lead_time)
-    return loss_sums(forecast, batch, config)[0].sum()
+        forecast = Forecast.of(model(batch.fields, batch.time, batch.lead_time))
+    errors, _ = loss_sums(forecast.mean, batch, config)
+    pinball, _ = pinball_sums(forecast, config.model.quantiles, batch)
+    return errors.sum() + pinball.sum()
 
 
 def flop_counter() -> FlopCounterMode:
