@@ -1,4 +1,4 @@
-"""Scores of odds beside the simple forecasts' distributions: a loop, intervals, files, comparison."""
+"""Odds beside the simple forecasts' distributions: scores by a loop, files, comparison."""
 
 import csv
 from pathlib import Path
