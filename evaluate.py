@@ -193,8 +193,8 @@ def forecast_once(options: argparse.Namespace, trained: Trained, device: torch.d
     path = Path(options.output) / f"forecast_{np.datetime64(hour, 'h')}.zarr"
     values = trained.forecaster(grid, device)(batch)
     own = path.with_name(f"{path.name}.{os.getpid()}")  # two processes may make the same forecast
-    forecasts.create(own, times, config, grid, units)
     try:
+        forecasts.create(own, times, config, grid, units)
         forecasts.Writer(own, times, config, grid, statistics).write(batch, values)
         forecasts.commit(own, path)
     finally:

@@ -31,7 +31,7 @@ class Part:
     """One measurement, made in a process of its own.
 
     Attributes:
-        what: `aqnet` or `plain`; piece: `whole`, `embedding`, `terrain block` or `block`.
+        what: `aqnet` or `plain`; piece: `whole`, `embedding`, `terrain block`, `block` or `paths`.
         grid: cells; model: settings in place of the original configuration's.
         leads: lead times of the one sample.
         runs: how often it runs; the fastest counts. memory: GB it may take.
@@ -116,7 +116,15 @@ def step_of(part: Part) -> tuple[Step, nn.Module]:
         return lambda: module(*inputs).nan_to_num(0.0).square().mean(), module
     if part.piece == "embedding":
         return embedding_step(part)
-    return block_step(part)
+    return paths_step(part) if part.piece == "paths" else block_step(part)
+
+
+def paths_step(part: Part) -> tuple[Step, nn.Module]:
+    """Where the air comes from and what it brings, without the embedding of it; no gradients."""
+    model, config = models(part)
+    fields, _, lead_time = sample(part, config)
+    own, weight = torch.arange(lead_time.shape[1])[None], nn.Parameter(torch.ones(()))
+    return lambda: weight * model.bring(fields, own).targets.nan_to_num(0.0).mean(), model
 
 
 def embedding_step(part: Part) -> tuple[Step, nn.Module]:
@@ -170,6 +178,8 @@ def flops(part: Part) -> float:
     block = length * (2.0 * dim**2 * (4 + 2 * model.mlp_ratio) + 4.0 * context * dim)
     if part.piece == "embedding":
         return 3 * embedding
+    if part.piece == "paths":
+        return 0.0
     if part.piece != "whole":
         return 3 * block
     passes = 1 if model.lead_time_mode == "joint" else part.leads

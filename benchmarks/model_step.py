@@ -31,6 +31,7 @@ ORIGINAL, NATIVE = (128, 256), (340, 432)
 DOMAIN = {"tokens": "domain"}
 JOINT = {"lead_time_mode": "joint"}
 FLAT = {"terrain": {"enabled": False}}
+HILLY = {"terrain": {"enabled": True, "blocks": None}}  # aqnet's default
 GIB = 2**30
 
 
@@ -84,7 +85,22 @@ def sections(quick: bool) -> dict[str, dict[str, Part]]:
             "domain tokens, window 1,024": Part("aqnet", "whole", NATIVE, DOMAIN | window(1024)),
             "domain tokens, global": Part("aqnet", "whole", NATIVE, DOMAIN),
         },
+        "transport": transport(ORIGINAL, DOMAIN | JOINT | HILLY | {"predict": "change"})
+        | transport(NATIVE, DOMAIN | JOINT | HILLY | window(1024) | {"predict": "change"}),
     }
+
+
+def transport(grid: tuple[int, int], model: dict[str, Any]) -> dict[str, Part]:
+    """All lead times of a sample with and without transport, its halves, and the paths alone."""
+    name = f"{grid[0]}x{grid[1]}"
+    rows = {
+        f"{name}, transport {value}": Part(
+            "aqnet", "whole", grid, model | {"transport": value}, leads=4, runs=3
+        )
+        for value in ("off", "fields", "attention", "wind")
+    }
+    paths = Part("aqnet", "paths", grid, model | {"transport": "wind"}, leads=4, runs=3)
+    return rows | {f"{name}, paths and moved fields": paths}
 
 
 # --- in the process of one measurement ----------------------------------------------------------

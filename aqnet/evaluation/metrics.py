@@ -1,4 +1,4 @@
-"""Scores from sums: what one forecast adds, and what the sums say (DESIGN.md 5)."""
+"""Scores from sums: what one forecast adds, and what the sums say."""
 
 from __future__ import annotations
 

@@ -209,7 +209,7 @@ class ClimaX(nn.Module):
         batch, num_leads = lead_time.shape
         matches = lead_time.unsqueeze(-1) == self.lead_times
         height, width = self.grid_shape
-        brought = self._bring(fields, matches.int().argmax(dim=-1))
+        brought = self.bring(fields, matches.int().argmax(dim=-1))
         patch = self.model.patch
         padded = F.pad(fields, (0, -width % patch, 0, -height % patch), value=float("nan"))
         sector = self._sectors(padded)
@@ -250,7 +250,7 @@ class ClimaX(nn.Module):
         start = start.flatten(-2).index_select(-1, cells)
         return Forecast(mean, (start + errors).movedim(0, 1), cells)
 
-    def _bring(self, fields: Tensor, own: Tensor) -> Brought:
+    def bring(self, fields: Tensor, own: Tensor) -> Brought:
         """What the air brings to the lead times numbered `own` [B, K]."""
         if self.model.transport == "off":
             return Brought()
