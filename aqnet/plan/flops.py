@@ -21,7 +21,7 @@ from torch.utils.flop_counter import (
 from aqnet.batch import Batch, Forecast
 from aqnet.config import Config
 from aqnet.model.climax import ClimaX
-from aqnet.training.loss import loss_sums, pinball_sums
+from aqnet.training.loss import all_sums
 from aqnet.training.optimizer import make_optimizer
 
 
@@ -73,9 +73,7 @@ def loss(model: nn.Module, batch: Batch, config: Config) -> Tensor:
     bf16 = config.train.precision == "bf16"
     with torch.autocast(batch.fields.device.type, torch.bfloat16, enabled=bf16):
         forecast = Forecast.of(model(batch.fields, batch.time, batch.lead_time))
-    errors, _ = loss_sums(forecast.mean, batch, config)
-    pinball, _ = pinball_sums(forecast, config.model.quantiles, batch)
-    return errors.sum() + pinball.sum()
+    return all_sums(forecast, batch, config)[::2].sum()
 
 
 def flop_counter() -> FlopCounterMode:
