@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from aqnet import distributed, errors
-from aqnet.batch import Batch, Statistics
+from aqnet.batch import Batch, Forecast, Statistics
 from aqnet.checkpoint import files as checkpoint_files
 from aqnet.checkpoint.files import Loaded
 from aqnet.config import Config, periods
@@ -32,6 +31,7 @@ from aqnet.data.store import Store
 from aqnet.distributed import say
 from aqnet.errors import AqnetError, at_least
 from aqnet.evaluation import baselines, checkpoint_forecast, run, stations
+from aqnet.evaluation.baselines import distributions
 from aqnet.evaluation.forecasts import zarr_files as forecasts
 from aqnet.evaluation.report import example_forecast, results
 from aqnet.evaluation.studies import compare
@@ -149,8 +149,8 @@ class Trained(NamedTuple):
         config = checkpoint_forecast.config_of(loaded, options.config, options.overrides)
         return cls(loaded, config, Statistics.from_dict(loaded.state["statistics"]))
 
-    def forecaster(self, grid: Grid, device: torch.device) -> Callable[[Batch], Tensor]:
-        """The trained model: a batch to normalised forecasts [B, K, T, H, W]."""
+    def forecaster(self, grid: Grid, device: torch.device) -> Callable[[Batch], Forecast]:
+        """The trained model: a batch to its forecasts."""
         model = ClimaX(self.config, grid, self.statistics)
         return checkpoint_forecast.forecaster(model, self.loaded, self.config, grid, device)
 
@@ -193,8 +193,8 @@ def forecast_once(options: argparse.Namespace, trained: Trained, device: torch.d
     path = Path(options.output) / f"forecast_{np.datetime64(hour, 'h')}.zarr"
     values = trained.forecaster(grid, device)(batch)
     own = path.with_name(f"{path.name}.{os.getpid()}")  # two processes may make the same forecast
-    forecasts.create(own, times, config, grid, units)
     try:
+        forecasts.create(own, times, config, grid, units)
         forecasts.Writer(own, times, config, grid, statistics).write(batch, values)
         forecasts.commit(own, path)
     finally:
@@ -210,7 +210,7 @@ def score(
     trained: Trained,
     stores: Sequence[Store],
     dataset: ForecastDataset,
-    forecast: Callable[[Batch], Tensor],
+    forecast: Callable[[Batch], Forecast],
 ) -> None:
     """Score the model, the simple forecasts and others over the same samples; all ranks call."""
     output, everything = Path(options.output), len(dataset)
@@ -232,14 +232,14 @@ def write_scores(
     trained: Trained,
     dataset: ForecastDataset,
     scorer: run.Scorer,
-    forecast: Callable[[Batch], Tensor],
+    forecast: Callable[[Batch], Forecast],
     place: Path,
 ) -> None:
     """Score the samples, write the results to rank 0's folder `place`, and publish them."""
     loaded, config, statistics = trained
     place, reader = distributed.broadcast_object(place), dataset.reader
     layout, saved = reader.layout, place / "forecasts.zarr"
-    keep: Callable[[Batch, Tensor], None] | None = None
+    keep: Callable[[Batch, Forecast], None] | None = None
     if options.save_forecasts:
         times = dataset.times[: options.save_forecasts]
         create = partial(forecasts.create, saved, times, config, layout.grid, layout.units)
@@ -285,15 +285,21 @@ def scorer_of(
         return baselines.Observed(dataset.reader.observed(time), dataset.reader.wind(time))
 
     training = ForecastDataset(config, "train", statistics, stores).times
+    hours = partial(target_fields, config, stores, "train")
     simple = baselines.fit(
-        partial(target_fields, config, stores, "train"),
+        hours,
         run.drawn(training, baselines.TIMES, seed=0),
         known,
         grid,
         config.data.lead_times,
         baselines.months_of(dataset.times[:, None] + np.array(config.data.lead_times)),
     )
-    besides = run.Besides(regions, others, observed)
+    odds = None
+    if levels := config.model.quantiles:
+        times = run.drawn(training, distributions.ERROR_TIMES, seed=0)
+        std = statistics.of(config.data.targets)[1].numpy()
+        odds = distributions.fit(hours, times, known, simple, std, levels)
+    besides = run.Besides(regions, others, observed, odds)
     return run.Scorer(config, grid, statistics, simple, known, besides)
 
 

@@ -37,6 +37,7 @@ from aqnet.plan import network
 from aqnet.plan.flops import item_flops
 from aqnet.run_directory import RunDirectory, keep_config
 from aqnet.training import loop
+from aqnet.training.calibration import check_times
 from aqnet.training.maps import Examples
 from aqnet.training.reporter import Reporter
 from aqnet.training.validation import ValidationData
@@ -198,12 +199,10 @@ def open_data(config: Config, loaded: Loaded | None, origin: Loaded | None) -> R
     )
     for dataset in (training, validation):
         say(dataset.report())
-    return RunData(
-        training.thinned(config.train.max_items),
-        validation.thinned(config.validation.max_items),
-        statistics,
-        checksums,
-    )
+    training = training.thinned(config.train.max_items)
+    validation = validation.thinned(config.validation.max_items)
+    check_times(len(validation), config.model.quantiles)
+    return RunData(training, validation, statistics, checksums)
 
 
 def make_model(

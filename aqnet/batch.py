@@ -41,6 +41,26 @@ class Batch(NamedTuple):
         return Batch(*(tensor.pin_memory() for tensor in self))
 
 
+class Forecast(NamedTuple):
+    """What a model says of the targets of a batch.
+
+    Attributes:
+        mean: normalised, shape [B, K, T, H, W].
+        quantiles: of the truth at the levels of `model.quantiles`, increasing, normalised, shape
+            [B, Q, K, T, H, W]; while training at C cells only, [B, Q, K, T, C]; None without.
+        cells: which those C are, of the flattened grid, int64, shape [C]; None for all.
+    """
+
+    mean: Tensor
+    quantiles: Tensor | None = None
+    cells: Tensor | None = None
+
+    @classmethod
+    def of(cls, output: Tensor | Forecast) -> Forecast:
+        """What a model gave, also one without quantiles, which gives the mean alone."""
+        return cls(output) if isinstance(output, Tensor) else output
+
+
 @dataclass(frozen=True)
 class Statistics:
     """Mean and standard deviation of each variable in its physical unit.

@@ -48,6 +48,7 @@ def prepared(folder: Path) -> dict[str, Any]:
         "split": SPLIT,
     }
     tree["model"] |= {"embed_dim": 16, "depth": 2, "num_heads": 2}
+    tree["model"] |= {"quantiles": [0.25, 0.5, 0.75]}  # which few validation times can calibrate
     tree["train"] |= {"max_steps": 4, "warmup_steps": 1, "effective_batch": 32, "log_every": 1}
     tree["train"] |= {"micro_batch": 2, "workers": 0, "checkpoint_every": 2}
     tree["validation"] = {"every": 2, "max_items": 8, "micro_batch": 2}

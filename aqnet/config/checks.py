@@ -28,7 +28,10 @@ _MAY_BE_ZERO = re.compile(
 )
 
 
-_FREE = ("data.history_hours", "data.missing_values", "data.utc_offset", "model.terrain.blocks")
+_FREE = {
+    *("data.history_hours", "data.missing_values", "data.utc_offset"),
+    *("model.terrain.blocks", "model.quantiles"),
+}
 # far above any use: what is built in loops, started, or kept in memory by these numbers would take
 # all of the machine before anything else finds fault with them
 _AT_MOST = {
@@ -161,6 +164,7 @@ def _wrong_model(config: Config) -> Iterator[str]:
         yield "model.regions cannot go with model.attention: window; leave one of them out"
     if model.compatibility != "none":
         yield from _wrong_compatibility(model)
+    yield from _wrong_quantiles(model.quantiles)
     for block in model.terrain.blocks or ():
         if not 0 <= block < model.depth:
             yield f"model.terrain.blocks: {block} is no block of a model of depth {model.depth}"
@@ -187,6 +191,16 @@ def _hidden_wind(config: Config) -> Iterator[str]:
                     f"data.weather_hours: {lead} h, one of data.lead_times, is missing; with "
                     "model.lead_time_mode: conditioned the wind must be known at each of them"
                 )
+
+
+def _wrong_quantiles(levels: tuple[float, ...]) -> Iterator[str]:
+    found = f"model.quantiles {list(levels)}"
+    if len(levels) == 1:
+        yield f"{found}: give at least two, such as [0.05, 0.25, 0.5, 0.75, 0.95], or none"
+    if not all(0 < level < 1 for level in levels):
+        yield f"{found}: each must lie between 0 and 1"
+    if any(not first < second for first, second in itertools.pairwise(levels)):
+        yield f"{found}: each must be larger than the one before"
 
 
 def _wrong_compatibility(model: Model) -> Iterator[str]:

@@ -101,6 +101,7 @@ class Model:
     transport: Literal["wind", "fields", "attention", "off"] = "wind"
     calendar: Literal["off", "day", "day_and_year"] = "day"
     predict: Literal["change", "value"] = "change"
+    quantiles: tuple[float, ...] = ()
     activation_checkpointing: bool = False
     compatibility: Literal[
         "none", "aq_net2", "aq_net2_barrier", "aq_net2_uphill", "aq_net2_relative"

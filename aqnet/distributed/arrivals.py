@@ -18,9 +18,15 @@ from typing import NamedTuple, Protocol, TypeVar
 from aqnet.errors import one_line
 
 ANSWER_SECONDS = 10.0  # of a store that lives; requests to one that is stopped never return
+LINGER_SECONDS = 3.0
 _BEAT_SECONDS = 2.0
 
 Result = TypeVar("Result")
+
+
+def under_torchrun() -> bool:
+    """Whether torchrun started this process, and holds the store."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 class Store(Protocol):
@@ -72,6 +78,7 @@ class Arrivals:
         self._count, self._at = 0, -1  # collectives so far, and the step of the last
         self._since: float | None = None  # when it entered the collective that it is in
         self._silent: tuple[int, list[int]] = (-1, [])  # in which collective, which ranks
+        self._told = False  # whether an error of this rank
         self._closed = threading.Event()
         works = (self._tell_often, self._watch)
         self._threads = [threading.Thread(target=work, daemon=True) for work in works]
@@ -89,6 +96,7 @@ class Arrivals:
 
     def tell(self, error: Exception) -> None:
         """Leave an error to the others as the reason of this rank's end."""
+        self._told = True
         text = f"rank {self._rank}: {type(error).__name__}: {one_line(error)}"
         with contextlib.suppress(RuntimeError):  # the store may have died with rank 0
             _within(ANSWER_SECONDS, lambda: self._store.set("failed", text))
@@ -98,13 +106,25 @@ class Arrivals:
         self.leave()
         try:
             if _within(ANSWER_SECONDS, lambda: self._store.check(["failed"])):
-                return self._store.get("failed").decode()
+                reason = self._store.get("failed").decode()
+                self._store.set(f"heard/{self._rank}", "")
+                return reason
             came = self._missing() or f"all ranks came to a collective of step {self.step}"
         except Silent as error:
             came = f"{error}; this was rank {self._rank}"
         except RuntimeError:
             came = f"rank 0, which holds the store, has gone; this was rank {self._rank}"
         return f"{came} ({message})"
+
+    def linger(self) -> None:
+        """Where this process leaves an error and holds the store, keep that until the others have
+        heard of it."""
+        if not self._told or self._rank != 0 or under_torchrun():
+            return
+        heard = [f"heard/{rank}" for rank in range(self._size) if rank != self._rank]
+        end = time.monotonic() + LINGER_SECONDS
+        while not self._store.check(heard) and time.monotonic() < end:
+            time.sleep(0.02)
 
     def close(self) -> None:
         """End the threads; one that waits for a store without an answer stays behind."""

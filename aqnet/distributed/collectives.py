@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from aqnet.distributed import launch
-from aqnet.distributed.arrivals import Arrivals, limit
+from aqnet.distributed.arrivals import Arrivals, limit, under_torchrun
 from aqnet.errors import AqnetError, one_line
 
 Result = TypeVar("Result")
@@ -39,7 +39,7 @@ def start(timeout_seconds: float) -> torch.device:
     Raises:
         AqnetError: there are fewer GPUs on this node than processes, or the others did not come.
     """
-    if launch.under_torchrun():
+    if under_torchrun():
         launch.die_with_parent()
         launch.end_if_orphaned()
     device = launch.device_of(int(os.environ.get("LOCAL_RANK", "0")))
@@ -81,19 +81,18 @@ def stop() -> None:
     (pytorch/torchtitan #1342); so it ends with the group open.
     """
     global _arrivals
-    if _arrivals is not None:
-        _arrivals.close()
-        _arrivals = None
-    if not dist.is_initialized():
-        return
+    arrivals, _arrivals = _arrivals, None
     error = sys.exc_info()[1]
-    if error is not None and dist.get_backend() == "nccl":
-        return
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__context__
-    gc.collect()  # DDP is part of reference cycles and holds the group
-    dist.destroy_process_group()
+    if dist.is_initialized() and not (error is not None and dist.get_backend() == "nccl"):
+        cause = error
+        while cause is not None:
+            traceback.clear_frames(cause.__traceback__)
+            cause = cause.__context__
+        gc.collect()  # DDP is part of reference cycles and holds the group
+        dist.destroy_process_group()
+    if arrivals is not None:
+        arrivals.linger()
+        arrivals.close()
 
 
 def at_step(step: int) -> None:
@@ -117,7 +116,7 @@ def collective() -> Iterator[None]:
 
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
-    """Inside, errors that only a broken or hung collective caused are said as what they are.
+    """Inside, errors that only a broken or hung collective caused name their cause.
 
     An error of this process is told to the others and goes on unchanged. Where a collective fails
     because another process did, AqnetError repeats that one's message; where it failed by the
@@ -133,8 +132,10 @@ def explained() -> Iterator[None]:
         if not _of_collective(error):
             _tell(error)
             raise
-        said = one_line(error)
-        raise AqnetError(said if _arrivals is None else _arrivals.explanation(said)) from error
+        message = one_line(error)
+        raise AqnetError(
+            message if _arrivals is None else _arrivals.explanation(message)
+        ) from error
     except (ArithmeticError, AssertionError, LookupError, OSError, TypeError, ValueError) as error:
         _tell(error)
         raise

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from aqnet.distributed.arrivals import Store
+from aqnet.distributed.arrivals import Store, under_torchrun
 from aqnet.errors import AqnetError
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -29,11 +29,6 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 def is_first_process() -> bool:
     """Whether torchrun made this process rank 0, before the processes have found each other."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def under_torchrun() -> bool:
-    """Whether torchrun started this process."""
-    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 @contextlib.contextmanager

@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from aqnet import config as configs
-from aqnet.batch import Batch
+from aqnet.batch import Batch, Forecast
 from aqnet.checkpoint.files import Loaded
 from aqnet.config import Config
+from aqnet.distributed import say
 from aqnet.errors import AqnetError
 from aqnet.grid import Grid
 
@@ -68,9 +69,9 @@ def check_grid(loaded: Loaded, grid: Grid, stores: str) -> None:
 
 def forecaster(
     model: nn.Module, loaded: Loaded, config: Config, grid: Grid, device: torch.device
-) -> Callable[[Batch], Tensor]:
-    """What makes normalised forecasts [B, K, T, H, W] with the checkpoint's weights (those of the
-    moving average where there is one), in the precision of the training.
+) -> Callable[[Batch], Forecast]:
+    """What makes forecasts with the checkpoint's weights (those of the moving average where there
+    is one), in the precision of the training.
 
     Raises:
         AqnetError: the weights have other names or shapes than the model's; when called, a forecast
@@ -86,19 +87,25 @@ def forecaster(
             )
     model.load_state_dict(weights)
     model.to(device).eval()
+    if config.model.quantiles and not weights["stretch"].any():
+        say(f"{loaded.path}: its quantiles are as trained, as no validation calibrated them yet")
     bf16, domain = config.train.precision == "bf16", grid.mask.to(device)
 
-    def forecast(batch: Batch) -> Tensor:
+    def forecast(batch: Batch) -> Forecast:
         batch = batch.to(device)
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            values = torch.as_tensor(model(batch.fields, batch.time, batch.lead_time))
-        broken = batch.time[~values[..., domain].flatten(1).isfinite().all(1)]
+            found = Forecast.of(model(batch.fields, batch.time, batch.lead_time))
+        broken = torch.zeros_like(batch.time, dtype=torch.bool)
+        for values in (found.mean, found.quantiles):
+            if values is not None:
+                broken |= ~values[..., domain].flatten(1).isfinite().all(1)
+        broken = batch.time[broken]
         if len(broken):
             raise AqnetError(
                 f"{loaded.path}: its forecast from {np.datetime64(int(broken[0]), 'h')} is no "
                 "number somewhere in the domain; take another step_* checkpoint, or "
                 "train.precision=fp32"
             )
-        return values
+        return found
 
     return forecast

@@ -27,6 +27,8 @@ class Daily(NamedTuple):
         days: days since 1970, consecutive, shape [D].
         errors: squared errors in the square of the target's unit, times the cells' weights, shape
             [D, F, K, T, R]; weights: the sums of the cells' weights, the same shape.
+        crps: sums of the first forecast's CRPS in the target's unit, times weights, shape
+            [D, K, T, R]; None without quantiles.
     """
 
     forecasts: NDArray[np.str_]
@@ -37,6 +39,7 @@ class Daily(NamedTuple):
     days: NDArray[np.int64]
     errors: Values
     weights: Values
+    crps: Values | None = None
 
 
 def of(scorer: Scorer) -> Daily:
@@ -54,13 +57,15 @@ def of(scorer: Scorer) -> Daily:
         days,
         sums[..., 0],
         sums[..., 1],
+        None if scorer.odds is None else scorer.odds.crps_by_day(days.tolist()),
     )
 
 
 def write(path: Path, daily: Daily) -> None:
     """Write days.npz."""
     with write_beside(path) as file:
-        np.savez_compressed(file, **daily._asdict())
+        known = {name: part for name, part in daily._asdict().items() if part is not None}
+        np.savez_compressed(file, **known)
 
 
 def read(path: Path) -> Daily:
@@ -71,8 +76,8 @@ def read(path: Path) -> Daily:
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            return Daily(**{name: file[name] for name in Daily._fields})
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            return Daily(**{name: file[name] for name in file.files})
+    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise AqnetError(
             f"{path}: cannot read the sums per day: {error}; evaluate.py writes them"
         ) from None

@@ -1,9 +1,9 @@
-"""Scores from sums: what one forecast adds, and what the sums say (DESIGN.md 5)."""
+"""Scores from sums: what one forecast adds, and what the sums say."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 import numpy as np
@@ -59,6 +59,19 @@ def sums_of(
         totals[at][:, : len(WEIGHTED)] = cells @ terms[: len(WEIGHTED)].T
         totals[at][:, len(WEIGHTED) :] = (cells > 0).astype(np.float64) @ terms[len(WEIGHTED) :].T
     return totals.reshape(leads, targets, len(area), len(subsets), -1)
+
+
+def add_up(totals: Values, sums: Values, places: Sequence[int], seasons: Sequence[int]) -> None:
+    """Add what an input time gave to totals, in place.
+
+    Args:
+        totals: shape [F, K, T, R, S, M].
+        sums: of a few of the S subsets, all pairs first, shape [F, K, T, R, S', M].
+        places: where in S those few are; seasons: where the one of each target time is, [K].
+    """
+    totals[..., places, :] += sums
+    for row, season in enumerate(seasons):
+        totals[:, row, :, :, season] += sums[:, row, :, :, 0]
 
 
 def terms_of(

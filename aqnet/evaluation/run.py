@@ -14,13 +14,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from aqnet import distributed
-from aqnet.batch import Batch, Statistics
+from aqnet.batch import Batch, Forecast, Statistics
 from aqnet.config import Config
 from aqnet.errors import AqnetError
 from aqnet.evaluation import metrics
 from aqnet.evaluation.baselines import Baselines, Observed, month_of
+from aqnet.evaluation.baselines.distributions import Distributions
 from aqnet.evaluation.forecasts.zarr_files import ExternalForecast
 from aqnet.evaluation.histograms import Records
+from aqnet.evaluation.odds import OddsScores
 from aqnet.evaluation.stations import Observations, StationScores
 from aqnet.grid import Grid, cell_areas
 
@@ -31,13 +33,14 @@ SUBSETS = ("all", *SEASONS, "sudden_change")
 
 
 class Item(NamedTuple):
-    """What one input time adds: pairs left out, sums [F, K, T, R, 2 + others, M], and the forecasts
-    at the stations [F, K, T, P], if there are any."""
+    """What one input time adds: pairs left out, sums [F, K, T, R, 2 + others, M], the forecasts at
+    the stations [F, K, T, P] and the sums of `OddsScores`, if there are any."""
 
     time: int
     excluded: int
     sums: Values
     at_stations: NDArray[np.float32] | None
+    odds: Values | None
 
 
 class Besides(NamedTuple):
@@ -47,11 +50,13 @@ class Besides(NamedTuple):
         regions: further parts of the domain, bool [H, W].
         others: further forecasts; those that lack pairs are compared in a subset of their own.
         observations: at stations, at which all forecasts are scored as well.
+        distributions: what the model's quantiles are scored against, where it has any.
     """
 
     regions: dict[str, Flags]
     others: Sequence[ExternalForecast] = ()
     observations: Observations | None = None
+    distributions: Distributions | None = None
 
 
 class Scorer:
@@ -67,7 +72,7 @@ class Scorer:
         besides: Besides,
     ) -> None:
         """`observed` gives what is known at an input time."""
-        regions, others, observations = besides
+        regions, others, observations, distributions = besides
         self.config, self.baselines = config, baselines
         self.observed, self.others = observed, tuple(others)
         self.grid, self.cells = grid, grid.mask.numpy()
@@ -91,30 +96,40 @@ class Scorer:
         if observations is not None:
             about = config, self.mean, self.thresholds, self.forecasts, self.own
             self.stations = StationScores(observations, *about)
+        self.odds: OddsScores | None = None
+        if distributions is not None:
+            self.odds = OddsScores(distributions, self.thresholds, self.area, len(SUBSETS))
         self.days: dict[int, Values] = {}
         self.samples = self.excluded = 0
 
-    def score(self, batch: Batch, forecast: Tensor) -> list[Item]:
-        """What each item of a batch adds, given its normalised forecast [B, K, T, H, W]."""
-        cells = torch.from_numpy(self.cells)
-        model, truth = (
-            part[..., cells].double().numpy() * self.std[:, None] + self.mean[:, None]
-            for part in (forecast.cpu(), batch.targets)
-        )
-        valid = batch.mask[..., cells].numpy()
-        return [
-            self._item(int(time), model[i], truth[i], valid[i]) for i, time in enumerate(batch.time)
-        ]
+    def score(self, batch: Batch, forecast: Forecast) -> list[Item]:
+        """What each item of a batch adds, given its forecast."""
+        model, truth = (self._physical(part) for part in (forecast.mean, batch.targets))
+        valid = batch.mask[..., torch.from_numpy(self.cells)].numpy()
+        items = []
+        for row, time in enumerate(batch.time.tolist()):
+            quantiles = None
+            if forecast.quantiles is not None:
+                quantiles = self._physical(forecast.quantiles[row])
+            items.append(self._item(time, model[row], truth[row], valid[row], quantiles))
+        return items
+
+    def _physical(self, values: Tensor) -> Values:
+        """Normalised values [..., T, H, W] in the cells of the domain, [..., T, N]."""
+        found = values.cpu()[..., torch.from_numpy(self.cells)].double().numpy()
+        return found * self.std[:, None] + self.mean[:, None]
 
     def add(self, item: Item) -> None:
         """Add an item; rank 0 calls it in time order, which makes the result exact."""
         sums = item.sums
         self.samples, self.excluded = self.samples + 1, self.excluded + item.excluded
         self.records.keep(item.time, sums)
-        self.totals[..., [0, SUBSETS.index("sudden_change"), *self._common], :] += sums
-        for row, lead in enumerate(self.config.data.lead_times):
-            season = (month_of(item.time + lead) + 1) % 12 // 3
-            self.totals[:, row, :, :, 1 + season] += sums[:, row, :, :, 0]
+        later = [item.time + lead for lead in self.config.data.lead_times]
+        seasons = [1 + (month_of(time) + 1) % 12 // 3 for time in later]
+        places = [0, SUBSETS.index("sudden_change")]
+        metrics.add_up(self.totals, sums, [*places, *self._common], seasons)
+        if self.odds is not None and item.odds is not None:
+            self.odds.add(item.time, item.odds, places, seasons)
         if self.stations is not None and item.at_stations is not None:
             self.stations.add(item.time, item.at_stations)
         pair = [metrics.SUMS.index("ee"), metrics.SUMS.index("w")]
@@ -125,7 +140,9 @@ class Scorer:
     def _common(self) -> range:
         return range(len(SUBSETS), len(self.subsets))
 
-    def _item(self, time: int, model: Values, truth: Values, valid: Flags) -> Item:
+    def _item(
+        self, time: int, model: Values, truth: Values, valid: Flags, quantiles: Values | None
+    ) -> Item:
         """A pair counts where the truth is known and aqnet and the simple forecasts have a value;
         for another forecast, and in the subset common with it, where that has one as well."""
         own = {"aqnet": model, **self.baselines.forecasts(time, self.observed(time))}
@@ -147,7 +164,10 @@ class Scorer:
             points = self.stations.observations.points
             every = [points(values) for values in (*own.values(), *others)]
             at_stations = np.stack(every).astype(np.float32)
-        return Item(time, int(valid.sum() - complete.sum()), np.stack(sums), at_stations)
+        odds = None
+        if self.odds is not None and quantiles is not None:
+            odds = self.odds.of(time, quantiles, own, complete, truth, subsets)
+        return Item(time, int(valid.sum() - complete.sum()), np.stack(sums), at_stations, odds)
 
     def _sudden(self, truth: Values, present: Values) -> Flags:
         """Cells [K, N] whose PM2.5 is high and has changed since the input time."""
@@ -161,10 +181,10 @@ class Scorer:
 
 def score_all(
     scorer: Scorer,
-    forecast: Callable[[Batch], Tensor],
+    forecast: Callable[[Batch], Forecast],
     loader: DataLoader[Batch],
     total: int,
-    keep: Callable[[Batch, Tensor], None] | None = None,
+    keep: Callable[[Batch, Forecast], None] | None = None,
 ) -> None:
     """Forecast and score every batch of every rank; the sums are added up on rank 0.
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from aqnet.batch import Statistics
+from aqnet.batch import Forecast, Statistics
 from aqnet.config import Channel, Config, Model
 from aqnet.errors import AqnetError
 from aqnet.grid import Grid
@@ -18,7 +18,15 @@ from aqnet.model.bias import Places
 from aqnet.model.block import Block, has_terrain, initialise, zero_linear
 from aqnet.model.calendar import calendar_features, calendar_size
 from aqnet.model.embedding import TokenEmbeds, VariableAggregation, patch_pixels
-from aqnet.model.positions import Patches, fraction_features, patches_of, sincos_1d, sincos_2d
+from aqnet.model.positions import (
+    Patches,
+    cells_of,
+    fraction_features,
+    patches_of,
+    sincos_1d,
+    sincos_2d,
+)
+from aqnet.model.quantiles import QuantileHead, a_few, stretched
 from aqnet.model.transport import Brought, Transport, along_wind, moves_fields
 from aqnet.model.weather import WeatherToCome
 from aqnet.model.weights.compatibility import bias_block, has_biased_block
@@ -50,6 +58,8 @@ class ClimaX(nn.Module):
     wind_channels: Tensor
     wind_mean: Tensor
     wind_std: Tensor
+    stretch: Tensor
+    token_cells: Tensor
 
     def __init__(self, config: Config, grid: Grid, statistics: Statistics) -> None:
         super().__init__()
@@ -128,6 +138,12 @@ class ClimaX(nn.Module):
         self.head = nn.Sequential(*layers, nn.Linear(dim, outputs))
         self.apply(initialise)
         self._make_additions(num_leads)
+        if model.quantiles:  # last, so that everything else starts as without
+            self.quantile_head = QuantileHead(dim, outputs, model.quantiles)
+            stretch = torch.zeros(len(model.quantiles), num_leads, len(self.targets))
+            self.register_buffer("stretch", stretch)
+            cells = cells_of(self.tokens, self.patch_shape, model.patch, self.grid_shape)
+            self.register_buffer("token_cells", cells, persistent=False)
 
     def _make_additions(self, num_leads: int) -> None:
         """What starts without effect: scan and calendar embeddings, and the head on a change."""
@@ -181,7 +197,7 @@ class ClimaX(nn.Module):
             if unknown:
                 raise AqnetError(f"lead_time {unknown} h not in data.lead_times {known}")
 
-    def forward(self, fields: Tensor, time: Tensor, lead_time: Tensor) -> Tensor:
+    def forward(self, fields: Tensor, time: Tensor, lead_time: Tensor) -> Tensor | Forecast:
         """Forecast the targets.
 
         Lead times are checked here on a CPU. Elsewhere, and compiled, that would make the host
@@ -192,7 +208,8 @@ class ClimaX(nn.Module):
             time: input time, hours since 1970 UTC, int64, shape [B].
             lead_time: hours, int64, shape [B, K].
         Returns:
-            Normalised, shape [B, K, T, H, W], NaN outside the model's tokens.
+            Normalised, shape [B, K, T, H, W], NaN outside the model's tokens; with
+            `model.quantiles` a Forecast, whose quantiles are stretched in evaluation mode only.
         """
         if lead_time.device.type == "cpu" and not torch.compiler.is_compiling():
             self.check_lead_time(lead_time)
@@ -212,14 +229,35 @@ class ClimaX(nn.Module):
         passes = x.shape[0] // batch
         places = self._places(padded, brought, passes)
         x = self._transform(self.pos_drop(x), places, sector.repeat_interleave(passes, dim=0))
-        x = self.head(self.norm(x)).to(fields.dtype)
-        forecast = self._to_fields(x, batch, num_leads)[..., :height, :width]
+        x = self.norm(x)
+        forecast = self._to_fields(self.head(x).to(fields.dtype), batch, num_leads)[0]
+        forecast = forecast[..., :height, :width]
         if self.model.predict == "change":
             forecast = forecast + self._change(fields, brought.targets, matches)
         known = matches.any(dim=-1)
         if self.joint:
             known = (lead_time == self.lead_times).all(dim=-1, keepdim=True)
-        return forecast.masked_fill(~known[..., None, None, None], float("nan"))
+        mean = forecast.masked_fill(~known[..., None, None, None], float("nan"))
+        # no gradient leads back: the mean is that of a model without quantiles
+        return self._with_quantiles(mean, x.detach()) if self.model.quantiles else mean
+
+    def _with_quantiles(self, mean: Tensor, x: Tensor) -> Forecast:
+        """The mean forecast [B, K, T, H, W] with quantiles from tokens [N, L, D]; while training
+        at the cells of a few tokens."""
+        batch, num_leads, targets, height, width = mean.shape
+        start = mean.detach()
+        if not self.training:
+            errors = self.quantile_head(x).flatten(2).to(mean.dtype)
+            fields = self._to_fields(errors, batch, num_leads).movedim(0, 1)
+            quantiles = start.unsqueeze(1) + fields[..., :height, :width]
+            return Forecast(mean, stretched(quantiles, self.stretch))
+        some = a_few(x.shape[1], x.device)
+        cells = self.token_cells.index_select(0, some).flatten()
+        errors = self.quantile_head(x.index_select(1, some)).to(mean.dtype)
+        errors = errors.unflatten(2, (-1, num_leads if self.joint else 1, targets))
+        errors = errors.permute(5, 0, 3, 4, 1, 2).reshape(-1, batch, num_leads, targets, len(cells))
+        start = start.flatten(-2).index_select(-1, cells)
+        return Forecast(mean, (start + errors).movedim(0, 1), cells)
 
     def bring(self, fields: Tensor, own: Tensor) -> Brought:
         """What the air brings to the lead times numbered `own` [B, K]."""
@@ -336,14 +374,15 @@ class ClimaX(nn.Module):
         return result
 
     def _to_fields(self, x: Tensor, batch: int, num_leads: int) -> Tensor:
-        """Head's outputs, laid out (row, column, lead time, target), to [B, K, T, h * p, w * p]."""
-        (rows, columns), patch = self.patch_shape, self.model.patch
+        """Numbers of tokens, laid out (row, column, lead time, target, kind), as fields of each
+        kind, [kinds, B, K, T, h * p, w * p]."""
+        (rows, columns), patch, targets = self.patch_shape, self.model.patch, len(self.targets)
         everywhere = x.new_full((x.shape[0], rows * columns, x.shape[2]), float("nan"))
         x = everywhere.index_copy(1, self.tokens, x)
         own = num_leads if self.joint else 1
-        x = x.reshape(x.shape[0], rows, columns, patch, patch, own, len(self.targets))
-        x = x.permute(0, 5, 6, 1, 3, 2, 4)
-        return x.reshape(batch, num_leads, len(self.targets), rows * patch, columns * patch)
+        x = x.reshape(x.shape[0], rows, columns, patch, patch, own, targets, -1)
+        x = x.permute(7, 0, 5, 6, 1, 3, 2, 4)
+        return x.reshape(-1, batch, num_leads, targets, rows * patch, columns * patch)
 
 
 def _set_rho(parameter: Tensor, rho: Tensor) -> None:

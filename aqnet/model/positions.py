@@ -118,6 +118,20 @@ def _padded(field: Tensor, patch: int, value: float) -> Tensor:
     return F.pad(field, (0, -width % patch, 0, -height % patch), value=value)
 
 
+def cells_of(tokens: Tensor, shape: tuple[int, int], patch: int, grid: tuple[int, int]) -> Tensor:
+    """Cells of the flattened grid that patches consist of; those beyond it are the nearest in it.
+
+    Args:
+        tokens: numbers of patches, int64, shape [L]; shape: patches (h, w); grid: cells (H, W).
+    Returns:
+        int64, shape [L, patch * patch], by row and column.
+    """
+    inside = torch.arange(patch)
+    row = (tokens[:, None] // shape[1] * patch + inside).clamp(max=grid[0] - 1)
+    column = (tokens[:, None] % shape[1] * patch + inside).clamp(max=grid[1] - 1)
+    return (row[:, :, None] * grid[1] + column[:, None, :]).flatten(1)
+
+
 def _extended(field: Tensor, patch: int) -> Tensor:
     """Pad by going on with the last step, so that added cells lie beyond the edge."""
     for dim in (0, 1):

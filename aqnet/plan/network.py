@@ -52,17 +52,19 @@ def report(seconds: float, num_bytes: int, nodes: int, per_node: int, gpu: str) 
     """
     processes = nodes * per_node
     moved = 2 * (processes - 1) / processes * num_bytes / 1e9  # GB through each link of a ring
-    said = (
+    message = (
         f"network: {num_bytes / 1e6:.3g} MB summed over {nodes} nodes in {seconds * 1e3:.3g} ms, "
         f"{moved / seconds:.3g} GB/s"
     )
     names = [preset for part, preset in _PRESETS.items() if part in gpu]
     if not names:
-        return f"{said}; the plan has no figure for {gpu}"
+        return f"{message}; the plan has no figure for {gpu}"
     machine = machines.preset(names[0], "fp32")
     assert machine.rates is not None
     planned = machines.all_reduce_seconds(num_bytes, nodes, per_node, machine.rates)
-    said += f"; the plan for {machine.name} assumes {moved / planned:.3g} GB/s"
+    message += f"; the plan for {machine.name} assumes {moved / planned:.3g} GB/s"
     if planned / seconds > _WORTH_A_WARNING:
-        return said
-    return f"warning: {said}, three times as much; see docs/troubleshooting.md, slow on many nodes"
+        return message
+    return (
+        f"warning: {message}, three times as much; see docs/troubleshooting.md, slow on many nodes"
+    )

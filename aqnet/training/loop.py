@@ -264,7 +264,7 @@ def _draw_maps(run: TrainingRun) -> None:
     if step >= 1.25 * run.drawn_at or is_finished(state.config, state.position):
         run.drawn_at = step
         forecast = forward(state, state.model, examples.batch)
-        run.reporter.maps(step, forecast.float().cpu(), examples)
+        run.reporter.maps(step, forecast.mean.float().cpu(), examples)
 
 
 def _tensors(run: TrainingRun) -> tuple[dict[str, Any], dict[str, Any]]:

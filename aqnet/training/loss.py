@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aqnet.batch import Batch
+from aqnet.batch import Batch, Forecast
 from aqnet.config import Config
 
 
@@ -46,3 +46,29 @@ def loss_weights(config: Config, device: torch.device) -> Tensor:
     leads = [train.lead_time_weights.get(str(lead), 1.0) for lead in data.lead_times]
     targets = [train.target_weights.get(name, 1.0) for name in data.targets]
     return torch.outer(torch.tensor(leads), torch.tensor(targets)).to(device)
+
+
+def pinball_sums(
+    forecast: Forecast, levels: tuple[float, ...], batch: Batch
+) -> tuple[Tensor, Tensor]:
+    """Sum of the pinball losses, the mean of them over the levels, and number of valid cells.
+
+    The loss of quantile q of level p is p (y - q) where it lies below the truth y and
+    (1 - p) (q - y) above; its mean is least where the truth lies below q with probability p. Only
+    the cells that the forecast has quantiles of count.
+
+    Returns:
+        Losses, at least float32, and counts, int64, both of shape [K, T]; 0 without quantiles.
+    """
+    if forecast.quantiles is None:
+        shape = batch.mask.shape[1:3]
+        return forecast.mean.new_zeros(shape), batch.mask.new_zeros(shape, dtype=torch.int64)
+    quantiles = forecast.quantiles.flatten(4)
+    quantiles = quantiles.to(torch.promote_types(quantiles.dtype, torch.float32))
+    truth, valid = batch.targets.flatten(3), batch.mask.flatten(3)
+    if forecast.cells is not None:
+        truth, valid = (part.index_select(-1, forecast.cells) for part in (truth, valid))
+    difference = torch.where(valid.unsqueeze(1), truth.unsqueeze(1) - quantiles, 0.0)
+    level = quantiles.new_tensor(levels).view(-1, 1, 1, 1)
+    losses = level * difference + F.relu(-difference)
+    return losses.sum((0, 1, 4)) / len(levels), valid.sum((0, 3))

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from aqnet import distributed
-from aqnet.batch import Batch
+from aqnet.batch import Batch, Forecast
 from aqnet.config import Config
 from aqnet.errors import AqnetError
-from aqnet.training.loss import loss_sums, loss_weights
+from aqnet.training.loss import loss_sums, loss_weights, pinball_sums
 from aqnet.training.optimizer import MovingAverage
 from aqnet.training.position import Position
 from aqnet.training.telemetry import Stopwatch
@@ -29,7 +29,8 @@ class TrainingState:
     Attributes:
         model: the bare module; parallel: the same, wrapped for several processes.
         average: moving average of the weights, where the run keeps one.
-        weights: of the loss, shape [K, T]; parameters: those that learn.
+        weights: of the loss, shape [K, T]; groups: the parameters that learn, the quantile head's
+            apart from those of the mean forecast.
     """
 
     config: Config
@@ -43,7 +44,11 @@ class TrainingState:
     def __post_init__(self) -> None:
         self.stopwatch = Stopwatch(self.device)
         self.weights = loss_weights(self.config, self.device)
-        self.parameters = [value for value in self.model.parameters() if value.requires_grad]
+        # clipped apart, or a steep pinball loss would slow the mean forecast down
+        self.groups: tuple[list[nn.Parameter], list[nn.Parameter]] = [], []
+        for name, value in self.model.named_parameters():
+            if value.requires_grad:
+                self.groups[name.startswith("quantile_head.")].append(value)
 
 
 class StepResult(NamedTuple):
@@ -51,7 +56,8 @@ class StepResult(NamedTuple):
 
     Attributes:
         errors, cells: sums over all ranks and micro-batches, float64, shape [K, T].
-        loss: weighted loss of the step; NaN without a valid cell.
+        loss: weighted loss of the step; NaN without a valid cell; pinball: that of the quantiles,
+            NaN without any.
         norm: gradient norm before clipping.
         flags: sums over the ranks of what `optimizer_step` was given.
         updated: whether the weights were changed; false after a bad step or without a valid cell.
@@ -61,6 +67,7 @@ class StepResult(NamedTuple):
     errors: Tensor
     cells: Tensor
     loss: float
+    pinball: float
     norm: float
     flags: list[float]
     updated: bool
@@ -77,13 +84,12 @@ def seed_micro_batch(seed: int, step: int, micro_step: int) -> None:
         torch.cuda.manual_seed(number)
 
 
-def forward(state: TrainingState, model: nn.Module, batch: Batch) -> Tensor:
-    """Forecast of a batch in the run's precision, normalised, shape [B, K, T, H, W]."""
+def forward(state: TrainingState, model: nn.Module, batch: Batch) -> Forecast:
+    """Forecast of a batch in the run's precision."""
     batch = batch.to(state.device)
     enabled = state.config.train.precision == "bf16"
     with torch.autocast(state.device.type, torch.bfloat16, enabled=enabled):
-        forecast: Tensor = model(batch.fields, batch.time, batch.lead_time)
-    return forecast
+        return Forecast.of(model(batch.fields, batch.time, batch.lead_time))
 
 
 def optimizer_step(
@@ -95,21 +101,24 @@ def optimizer_step(
     by the number of all valid cells. A non-finite loss or gradient norm on any rank skips the
     update on all of them. The learning rate is set already.
     """
-    errors, cells, times = _accumulate(state, batches, micro_steps, step)
+    sums, times = _accumulate(state, batches, micro_steps, step)
     with state.stopwatch.part("communication"):
-        mine = torch.cat([torch.tensor(flags, dtype=torch.float64), errors, cells])
+        mine = torch.cat([torch.tensor(flags, dtype=torch.float64), sums.flatten()])
         shared = distributed.sum_(mine)
-    found, (errors, cells) = shared[: len(flags)], shared[len(flags) :].chunk(2)
-    shape = state.weights.shape
-    errors, cells = errors.view(shape), cells.view(shape)
-    loss = float((errors * state.weights.cpu()).sum() / cells.sum())
+    found, sums = shared[: len(flags)], shared[len(flags) :].view_as(sums)
+    errors, cells, losses, theirs = sums
+    weights, counts = state.weights.cpu(), (cells.sum(), theirs.sum())
+    loss, pinball = (
+        float((part * weights).sum() / count)
+        for part, count in zip((errors, losses), counts, strict=True)
+    )
     with state.stopwatch.part("optimizer"):
-        norm = _scale_and_clip(state, distributed.world_size() / max(1.0, float(cells.sum())))
+        norm = _scale_and_clip(state, [max(1.0, float(count)) for count in counts])
         updated = bool(np.isfinite(loss) and np.isfinite(norm))
         if updated:
             state.optimizer.step()
         state.optimizer.zero_grad()
-    return StepResult(errors, cells, loss, norm, found.tolist(), updated, times)
+    return StepResult(errors, cells, loss, pinball, norm, found.tolist(), updated, times)
 
 
 def warm_up(state: TrainingState, empty: Batch) -> None:
@@ -119,18 +128,19 @@ def warm_up(state: TrainingState, empty: Batch) -> None:
     resumed run would differ from an uninterrupted one in its first step.
     """
     empty = empty.to(state.device)
-    errors, _ = loss_sums(forward(state, state.parallel, empty), empty, state.config)
+    forecast = forward(state, state.parallel, empty)
+    sums = _sums(forecast, empty, state.config)
     with distributed.collective():
-        errors.sum().backward()
+        sums[::2].sum().backward()
     state.optimizer.zero_grad()
 
 
 def _accumulate(
     state: TrainingState, batches: Iterator[Batch], micro_steps: int, step: int
-) -> tuple[Tensor, Tensor, list[int]]:
-    """Gradients of the sum of errors, and the sums, float64 on the CPU, shape [K * T]."""
+) -> tuple[Tensor, list[int]]:
+    """Gradients of the sum of errors, and all `_sums`, float64 on the CPU, shape [4, K, T]."""
     watch = state.stopwatch
-    totals = torch.zeros(2, *state.weights.shape, dtype=torch.float64, device=state.device)
+    totals = torch.zeros(4, *state.weights.shape, dtype=torch.float64, device=state.device)
     times: list[int] = []
     for micro_step in range(micro_steps):
         with watch.part("data"):
@@ -142,28 +152,43 @@ def _accumulate(
             with watch.part("forward"):
                 seed_micro_batch(state.config.seed, step, micro_step)
                 forecast = forward(state, state.parallel, batch)
-                errors, cells = loss_sums(forecast, batch, state.config)
+                sums = _sums(forecast, batch, state.config)
             exchange = distributed.collective() if last else contextlib.nullcontext()
             with watch.part("backward"), exchange:
-                (errors * state.weights).sum().backward()
-                totals += torch.stack([errors.detach().double(), cells.double()])
+                (sums[::2] * state.weights).sum().backward()
+                totals += sums.detach()
     with watch.part("backward"):  # on a GPU, here is where its work is waited for
-        errors, cells = totals.cpu().flatten(1)
+        totals = totals.cpu()
     watch.move(distributed.exchange_seconds(state.parallel), "backward", "communication")
-    return errors, cells, times
+    return totals, times
 
 
-def _scale_and_clip(state: TrainingState, factor: float) -> float:
-    """Multiply the gradients by `factor`, clip them to `clip_norm`; returns the norm before.
+def _sums(forecast: Forecast, batch: Batch, config: Config) -> Tensor:
+    """Errors of the mean and their cells, pinball losses of the quantiles and theirs, [4, K, T]."""
+    errors, cells = loss_sums(forecast.mean, batch, config)
+    losses, theirs = pinball_sums(forecast, config.model.quantiles, batch)
+    return torch.stack([part.double() for part in (errors, cells, losses, theirs)])
 
-    Gradients are equal on all ranks here, so the norm is the global one.
+
+def _scale_and_clip(state: TrainingState, cells: list[float]) -> float:
+    """Divide the gradients of each group by its `cells` of all ranks, and clip them to `clip_norm`.
+
+    Gradients are equal on all ranks here, so a norm is the global one.
+
+    Returns:
+        The norm of the first group before; NaN where that of any is not finite.
     """
-    present = [value for value in state.parameters if value.grad is not None]
-    gradients = [value.grad for value in present if value.grad is not None]
-    torch._foreach_mul_(gradients, factor)
-    norm = torch.nn.utils.get_total_norm(gradients)
-    torch.nn.utils.clip_grads_with_norm_(present, state.config.train.clip_norm, norm)
-    return float(norm)
+    norms = []
+    for group, count in zip(state.groups, cells, strict=True):
+        present = [value for value in group if value.grad is not None]
+        if not present:
+            continue
+        gradients = [value.grad for value in present if value.grad is not None]
+        torch._foreach_mul_(gradients, distributed.world_size() / count)
+        norms.append(torch.nn.utils.get_total_norm(gradients))
+        torch.nn.utils.clip_grads_with_norm_(present, state.config.train.clip_norm, norms[-1])
+    whole = torch.stack(norms)
+    return float(torch.where(whole.isfinite().all(), whole[0], torch.nan))
 
 
 def check_ranks_agree(state: TrainingState, step: int) -> None:

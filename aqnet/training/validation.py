@@ -13,6 +13,7 @@ from aqnet import distributed
 from aqnet.batch import Batch, Statistics
 from aqnet.config import Config
 from aqnet.errors import AqnetError
+from aqnet.training.calibration import Calibration
 from aqnet.training.loss import loss_sums
 from aqnet.training.maps import Examples
 from aqnet.training.step import TrainingState, forward
@@ -37,7 +38,7 @@ class ValidationData:
 def validate(
     state: TrainingState, data: ValidationData, stop: Callable[[], bool]
 ) -> dict[str, float] | None:
-    """Scores of the model over every item once; all ranks call.
+    """Scores of the model over every item once; all ranks call. Its quantiles are calibrated anew.
 
     Args:
         stop: whether a stop was asked for; the ranks agree in it.
@@ -47,27 +48,35 @@ def validate(
         targets that are no input have none), equal on all ranks, without those of no pair; None
         where stopped.
     Raises:
-        AqnetError: no target of the split has a value.
+        AqnetError: no target of the split has a value, or one too few to calibrate quantiles.
     """
     config, weights = state.config, state.weights
     totals = torch.zeros(5, *weights.shape, dtype=torch.float64)
     channels = [config.input_variables.index(name) for name in _persistent(config)]
     columns = [config.data.targets.index(name) for name in _persistent(config)]
+    calibration = Calibration(config, state.model) if config.model.quantiles else None
     batches = iter(data.batches)
     count = distributed.sum_(torch.tensor(len(data.batches)))
     for number in range(-(-int(count) // distributed.world_size())):
         if number % BATCHES_BETWEEN_LOOKS == 0 and stop():
+            if calibration is not None:
+                calibration.abandon()
             return None
         batch = next(batches, None)
         if batch is None:
             continue
-        values = forward(state, state.model, batch).float()
+        found = forward(state, state.model, batch)
+        values = found.mean.float()
         batch = batch.to(values.device)
+        if calibration is not None and found.quantiles is not None:
+            calibration.add(found.quantiles, batch)
         errors, cells = loss_sums(values, batch, config)
         squares = torch.where(batch.mask, values - batch.targets, 0.0).square().sum((0, 3, 4))
         totals[:3] += torch.stack([errors, cells.to(errors), squares]).double().cpu()
         totals[3:, :, columns] += _against_persistence(values, batch, channels, columns)
     distributed.sum_(totals)
+    if calibration is not None:
+        calibration.finish()
     return _scalars(totals, weights.cpu(), data.statistics, config, columns)
 
 

@@ -20,5 +20,10 @@ fields, time = torch.from_numpy(given["fields"]).float(), torch.from_numpy(given
 lead_time = torch.tensor(facts["lead_times"]).repeat(len(time), 1)
 with torch.no_grad():
     values = forecast(fields, time, lead_time)  # [B, lead time, target, H, W]
+found = {}
+if facts["quantiles"]:  # then [B, quantile, lead time, target, H, W] comes with it
+    values, found["quantiles"] = values
+    print("with quantiles", *facts["quantiles"])
 print("forecast of", *facts["targets"], "in", *facts["lead_times"], "hours")
-np.savez(output_path, forecast=values.numpy(), lat=facts["lat"], lon=facts["lon"])
+found |= {"forecast": values, "lat": facts["lat"], "lon": facts["lon"]}
+np.savez(output_path, **{name: np.asarray(part) for name, part in found.items()})

@@ -70,7 +70,7 @@ def test_weights_of_the_moving_average_are_used_and_other_shapes_refused():
     fields, place = torch.ones(2, 1, *SHAPE), (CONFIG, GRID, torch.device("cpu"))
     model, ema = {"weight": torch.full((3,), 2.0)}, {"weight": torch.full((3,), 5.0)}
     forecast = checkpoint_forecast.forecaster(Scaled(), loaded(model, ema), *place)
-    assert torch.equal(forecast(batch(fields)), fields * 15)
+    assert torch.equal(forecast(batch(fields)).mean, fields * 15)
     with pytest.raises(AqnetError, match=r"weight is \(4,\).*\(3,\)"):
         checkpoint_forecast.forecaster(Scaled(), loaded({"weight": torch.ones(4)}), *place)
 
@@ -80,7 +80,7 @@ def test_forecast_that_is_no_number_in_the_domain_is_refused_and_not_left_out():
     forecast = checkpoint_forecast.forecaster(Scaled(), loaded({"weight": torch.ones(3)}), *place)
     fields = torch.ones(2, 1, *SHAPE)
     fields[..., ~MASK] = torch.nan
-    assert torch.equal(forecast(batch(fields)).isfinite(), fields.isfinite())
+    assert torch.equal(forecast(batch(fields)).mean.isfinite(), fields.isfinite())
     fields[1, 0, 1, 2] = torch.inf
     with pytest.raises(AqnetError, match="forecast from 2018-02-27T06 is no number"):
         forecast(batch(fields))

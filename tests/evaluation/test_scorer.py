@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from aqnet import config as configs
-from aqnet.batch import Batch, Statistics
+from aqnet.batch import Batch, Forecast, Statistics
 from aqnet.errors import AqnetError
 from aqnet.evaluation import baselines, run
 from aqnet.evaluation.report import table
@@ -88,7 +88,7 @@ def scored(simple: baselines.Baselines, others: tuple[ExternalForecast, ...] = (
     regions = {"north": GRID.lat.numpy() > 40}
     scorer = run.Scorer(CONFIG, GRID, STATISTICS, simple, observed_at, run.Besides(regions, others))
     for batch, forecast in batches():
-        for item in scorer.score(batch, forecast):
+        for item in scorer.score(batch, Forecast(forecast)):
             scorer.add(item)
     return scorer
 

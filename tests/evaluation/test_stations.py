@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from aqnet.batch import Forecast
 from aqnet.data.sources.limits import in_our_unit
 from aqnet.errors import AqnetError
 from aqnet.evaluation import run, station_files, stations
@@ -262,7 +263,7 @@ def test_scores_agree_with_a_loop_over_hand_interpolated_forecasts(tmp_path: Pat
         CONFIG, GRID, STATISTICS, fitted(), observed_at, run.Besides({}, others, found)
     )
     for batch, forecast in batches():
-        for item in scorer.score(batch, forecast):
+        for item in scorer.score(batch, Forecast(forecast)):
             scorer.add(item)
     assert scorer.stations is not None
     rows = table.rows(scorer.stations, UNITS)

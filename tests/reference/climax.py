@@ -1,4 +1,4 @@
-"""The whole model in its plain form, from DESIGN.md 3: nothing folded, sorted, cached or batched.
+"""The whole model in its plain form: nothing folded, sorted, cached or batched.
 
 Its parameters bear the names of `aqnet.model.climax.ClimaX`, so a state dict fits both. Drop rates
 do not occur: it is for comparisons without them.

@@ -1,4 +1,4 @@
-"""Paths of the air, cell by cell and step by step, from DESIGN.md 3.8, in Python's floats."""
+"""Paths of the air, cell by cell and step by step, in Python's floats."""
 
 import math
 from collections.abc import Iterator

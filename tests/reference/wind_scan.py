@@ -1,4 +1,4 @@
-"""The wind scan in loops, from DESIGN.md 3.1."""
+"""The wind scan in loops."""
 
 import math
 from collections.abc import Sequence

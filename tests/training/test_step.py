@@ -7,19 +7,19 @@ import pytest
 import torch
 
 from aqnet import distributed
-from aqnet.training.loss import loss_sums, loss_weights
+from aqnet.training.loss import loss_sums, loss_weights, pinball_sums
 from aqnet.training.step import TrainingState, optimizer_step, warm_up
 from tests.distributed.test_distributed import on_ranks
-from tests.training.toy import SHAPE, Toy, batch_of, config
+from tests.training.toy import LEVELS, SHAPE, Toy, ToyOdds, batch_of, config
 
 
 def gradient(path: Path, micro_batch: int, how: str) -> None:
     """One rank's share of an optimizer step of eight items; rank 0 saves what it changed."""
     device = torch.device("cpu")
     torch.manual_seed(3)
-    model = Toy().double()
+    model = (ToyOdds() if how == "odds" else Toy()).double()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    settings = config(clip_norm=0.01) if how == "clipped" else config()
+    settings = config() if how in ("whole", "broken") else config(clip_norm=0.01)
     state = TrainingState(settings, model, distributed.wrap(model), optimizer, device)
     warm_up(state, batch_of([-1]))
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
@@ -40,6 +40,26 @@ def step_of(path: Path, processes: int, micro_batch: int, how: str = "whole") ->
     on_ranks(processes, gradient, path, micro_batch, how, timeout=120)
     found: dict[str, Any] = torch.load(path, weights_only=True)
     return found
+
+
+@pytest.mark.parametrize(("processes", "micro_batch"), [(1, 8), (1, 3), (2, 2)])
+def test_quantiles_learn_as_of_one_big_batch_and_leave_the_mean_alone(
+    tmp_path: Path, processes: int, micro_batch: int
+):
+    plain = step_of(tmp_path / "plain", processes, micro_batch, "clipped")
+    found = step_of(tmp_path / "odds", processes, micro_batch, "odds")
+    for name, change in plain["change"].items():
+        assert torch.equal(found["change"][name], change), name
+    torch.manual_seed(3)
+    model, batch = ToyOdds().double(), batch_of(list(range(8)))
+    losses, cells = pinball_sums(model(*batch[:3]), LEVELS, batch)
+    ((losses * loss_weights(config(), torch.device("cpu"))).sum() / cells.sum()).backward()
+    gradient = [value.grad for value in model.quantile_head.parameters()]
+    norm = torch.nn.utils.get_total_norm(gradient)
+    assert norm > 0.01
+    for name, value in model.quantile_head.named_parameters():
+        change = found["change"][f"quantile_head.{name}"]
+        torch.testing.assert_close(change, value.grad * 0.01 / norm, atol=1e-7, rtol=1e-4)
 
 
 def big_batch() -> tuple[float, dict[str, torch.Tensor]]:

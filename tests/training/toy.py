@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor, nn
 
-from aqnet.batch import Batch
+from aqnet.batch import Batch, Forecast
 from aqnet.config import Config, from_dict
 
 SHAPE = (2, 3, 4, 5)  # K, T, H, W
+LEVELS = (0.25, 0.75)
 
 
 class Toy(nn.Module):
@@ -23,6 +24,22 @@ class Toy(nn.Module):
         return out.permute(0, 3, 1, 2).unflatten(1, SHAPE[:2])
 
 
+class ToyOdds(Toy):
+    """The same with quantiles of LEVELS at every other cell."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.quantile_head = nn.Linear(7, len(LEVELS))
+
+    def forward(self, fields: Tensor, time: Tensor, lead_time: Tensor) -> Forecast:
+        mean = super().forward(fields, time, lead_time)
+        tokens = torch.tanh(self.first(fields.nan_to_num().permute(0, 2, 3, 1))).detach()
+        errors = self.quantile_head(tokens).permute(0, 3, 1, 2)[:, :, None, None]
+        cells = torch.arange(0, SHAPE[2] * SHAPE[3], 2)
+        quantiles = (mean.detach().unsqueeze(1) + errors).flatten(-2)
+        return Forecast(mean, quantiles.index_select(-1, cells), cells)
+
+
 def config(**train: object) -> Config:
     split = {"train": [2015], "validation": [2016], "test": [2017]}
     data = {
@@ -37,6 +54,7 @@ def config(**train: object) -> Config:
         "transport": "off",
         "terrain": {"enabled": False},
         "predict": "value",
+        "quantiles": list(LEVELS),  # which Toy has not, and ToyOdds has
     }
     settings = {"max_steps": 5, "clip_norm": 1e9, "target_weights": {"co": 3.0}, **train}
     return from_dict({"run_dir": "none", "data": data, "model": model, "train": settings}, "toy")

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aqnet.data.sources import limits
+from aqnet.data.sources.times import hour_text
 from aqnet.data.sources.units import Conversion
-from aqnet.data.sources.view import hour_text
 from aqnet.errors import AqnetError
 
 Array = NDArray[Any]

@@ -23,7 +23,8 @@ from aqnet.data import store
 from aqnet.data.inspect.findings import Findings, Variable
 from aqnet.data.prepare.parallel import ProgressLines
 from aqnet.data.sources import caqra, units
-from aqnet.data.sources.files import SourceFile, chunks_without_values, open_file
+from aqnet.data.sources.files import SourceFile, open_file
+from aqnet.data.sources.formats import chunks_without_values
 from aqnet.errors import AqnetError
 
 _BLOCK_BYTES = 64 * 2**20

@@ -12,7 +12,7 @@ from aqnet.config import STATIC_VARIABLES, Config, periods
 from aqnet.data import store
 from aqnet.data.sources.files import sizes_and_times
 from aqnet.data.sources.several import Sources
-from aqnet.data.sources.view import hour_text
+from aqnet.data.sources.times import hour_text
 from aqnet.errors import AqnetError
 
 

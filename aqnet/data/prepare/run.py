@@ -31,7 +31,7 @@ from aqnet.data.prepare.parallel import ProgressLines, Workers
 from aqnet.data.prepare.store_writer import StoreWriter
 from aqnet.data.regridding.model_grid import ModelGrid
 from aqnet.data.sources.several import open_sources
-from aqnet.data.sources.view import hour_text
+from aqnet.data.sources.times import hour_text
 from aqnet.errors import AqnetError
 
 Array = NDArray[Any]

@@ -64,14 +64,7 @@ class Analysis:
         row = int(np.searchsorted(self.hours, hour))
         if row == len(self.hours) or self.hours[row] != hour:
             return None
-        names = self._channels[kind]
-        needed = [name for name in names if name in self._inputs]
-        fields = np.full((len(names), *self._grid.lat.shape), np.nan, np.float32)
-        if needed:
-            rows = slice(row, row + 1)
-            self._view.check_variables(needed, rows)
-            fields[[names.index(name) for name in needed]] = self._grid.read(needed, rows)[0]
-        return fields
+        return self._block(slice(row, row + 1), kind)[0]
 
     def recent(self, hour: int, days: Sequence[int]) -> NDArray[np.float32]:
         """Means of `air` over the last days, [N, C, H, W], of the files' hours; see
@@ -79,14 +72,27 @@ class Analysis:
         day = hour // HOURS_PER_DAY
         shape = len(days), len(self._channels["air"]), *self._grid.lat.shape
         sums, counts = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-        of_day = self.hours // HOURS_PER_DAY
-        for earlier in self.hours[(of_day >= day - max(days)) & (of_day < day)].tolist():
-            values = self.read(earlier, "air")
-            assert values is not None
-            within = np.array([earlier // HOURS_PER_DAY >= day - n for n in days])
-            sums[within] += np.nan_to_num(values)
-            counts[within] += np.isfinite(values)
-        return means(sums, counts, day, days, int(of_day[0]))
+        for earlier in range(day - max(days), day):
+            edges = HOURS_PER_DAY * np.array([earlier, earlier + 1])
+            start, stop = np.searchsorted(self.hours, edges).tolist()
+            if start < stop:
+                values = self._block(slice(start, stop), "air")
+                within = [at for at, n in enumerate(days) if earlier >= day - n]
+                sums[within] += np.nansum(values, axis=0)
+                counts[within] += np.isfinite(values).sum(axis=0)
+        return means(sums, counts, day, days, int(self.hours[0]) // HOURS_PER_DAY)
+
+    def _block(self, rows: slice, kind: Kind) -> NDArray[np.float32]:
+        """Fields of some rows of `hours`, [n, C, H, W]."""
+        names = self._channels[kind]
+        needed = [name for name in names if name in self._inputs]
+        shape = rows.stop - rows.start, len(names), *self._grid.lat.shape
+        fields = np.full(shape, np.nan, np.float32)
+        if needed:
+            self._view.check_variables(needed, rows)
+            places = [names.index(name) for name in needed]
+            fields[:, places] = self._grid.read(needed, rows)
+        return fields
 
 
 def _extent(lat: Floats, lon: Floats) -> str:

@@ -3,13 +3,11 @@ GeoTIFF, with the attributes that say what its values mean applied."""
 
 from __future__ import annotations
 
-import importlib
 import stat
-import struct
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache, cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +16,16 @@ from numpy.typing import NDArray
 
 from aqnet.data.sources import caqra
 from aqnet.data.sources.cells import Cells, cells_of
+from aqnet.data.sources.formats import DAMAGE, variables_of
 from aqnet.data.sources.times import Times, times_of
 from aqnet.errors import AqnetError, one_line
 
-# what damaged files make the libraries raise
-DAMAGE = (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, struct.error)
-_GRIB, _GEOTIFF = (".grib", ".grib2", ".grb", ".grb2"), (".tif", ".tiff")
 _MARKS = ("_FillValue", "missing_value")
 _LIMITS = ("valid_range", "valid_min", "valid_max")
 _NUMBERS = (*_MARKS, *_LIMITS, "scale_factor", "add_offset")
+
+# what says the meaning of a coordinate (CF, THREDDS, GFDL, GrADS)
+_MEANING = ("standard_name", "units", "axis", "_CoordinateAxisType", "cartesian_axis", "grads_dim")
 
 Floats = NDArray[np.float32] | NDArray[np.float64]
 
@@ -84,17 +83,11 @@ class SourceFile:
 
     def meaning(self, what: str) -> list[str]:
         """Variables that their attributes say to be a `latitude`, `longitude`, `X` or `Y`."""
-        return self._meanings.get(what, [])
-
-    @cached_property
-    def _meanings(self) -> dict[str, list[str]]:
-        import cf_xarray  # noqa: F401 (registers `cf`)
-        import xarray
-
-        # all are asked, also those that the file calls no coordinates, for their attributes alone
-        asked = {name: ((), 0, self._variables[name].attrs) for name in self.names}
-        found = xarray.Dataset(coords=asked).cf
-        return {**found.axes, **found.coordinates}
+        told = tuple(
+            (name, *(str(self.attribute(name, key) or "") for key in _MEANING))
+            for name in self.names
+        )
+        return _meanings(told).get(what, [])
 
     @cached_property
     def cells(self) -> Cells:
@@ -132,7 +125,7 @@ class SourceFile:
             raise AqnetError(
                 f"{where} of sizes {tuple(sizes.values())}; expected "
                 f"{'times, ' if timed else ''}{y!r} and {x!r} of the grid {self.cells.lat.shape}, "
-                + (f"but has {many}: cut one out" if many else f"but lacks {', '.join(lacking)}")
+                + (f"but lacks {', '.join(lacking)}" if lacking else f"but has {many}: cut one out")
             )
         return (*along, y, x), others
 
@@ -253,6 +246,19 @@ def _beyond(limits: dict[str, Any], raw: Any) -> list[tuple[np.ufunc, float]]:
     return found
 
 
+@lru_cache(maxsize=16)  # thousands of files of a source say the same
+def _meanings(told: tuple[tuple[Any, ...], ...]) -> dict[str, list[str]]:
+    """cf_xarray's axes and coordinates among variables of these names and attributes; all are
+    asked, also those that the file calls no coordinates."""
+    import cf_xarray  # noqa: F401 (registers `cf`)
+    import xarray
+
+    attributes = {name: dict(zip(_MEANING, rest, strict=True)) for name, *rest in told}
+    asked = {name: ((), 0, found) for name, found in attributes.items()}
+    found = xarray.Dataset(coords=asked).cf
+    return {**found.axes, **found.coordinates}
+
+
 @contextmanager
 def open_file(path: Path) -> Iterator[SourceFile]:
     """Open a file, or (a directory) a Zarr store, for reading.
@@ -260,112 +266,8 @@ def open_file(path: Path) -> Iterator[SourceFile]:
     Raises:
         AqnetError: it is none, damaged, or what reads it is not installed.
     """
-    try:
-        for module in ("xarray", "cf_xarray", "netCDF4"):
-            importlib.import_module(module)
-    except ImportError:
-        raise AqnetError(
-            f"{path}: reading source files needs xarray, cf_xarray and netCDF4; "
-            "pip install 'aqnet[convert]'"
-        ) from None
-    kind, opener, fills = "this file as NetCDF", _netcdf, _netcdf_fills()
-    if path.is_dir():
-        kind, opener, fills = "this directory as Zarr", _zarr, {}
-    elif path.suffix in _GRIB:
-        kind, opener, fills = "this file as GRIB", _grib, {}
-    elif path.suffix in _GEOTIFF:
-        kind, opener, fills = "this file as GeoTIFF", _geotiff, {}
-    try:
-        opened, variables = opener(path)
-    except DAMAGE as error:
-        raise AqnetError(f"{path}: cannot read {kind}: {one_line(error)}") from None
-    try:
+    with variables_of(path) as (variables, fills):
         yield SourceFile(path, variables, fills)
-    finally:
-        opened.close()
-
-
-def _netcdf(path: Path) -> tuple[Any, Mapping[Any, Any]]:
-    import netCDF4
-    from xarray.backends import NetCDF4DataStore
-
-    if caqra.is_archive(path.parent):
-        store = NetCDF4DataStore(netCDF4.Dataset(path.name, memory=caqra.member(path)))
-    else:
-        store = NetCDF4DataStore(netCDF4.Dataset(str(path)))
-    return store, store.load()[0]
-
-
-@cache
-def _netcdf_fills() -> dict[str, Any]:
-    """What NetCDF puts where nothing was written; bytes have no such value (NUG)."""
-    import netCDF4
-
-    return {
-        kind: fill
-        for kind, fill in netCDF4.default_fillvals.items()
-        if kind[0] in "fiu" and kind[1:] != "1"
-    }
-
-
-def _zarr(path: Path) -> tuple[Any, Mapping[Any, Any]]:
-    """A store by the metadata of its arrays, not by a consolidated copy, which may be older.
-
-    What marks missing values is the attribute `_FillValue` (floats as base64 where xarray wrote
-    it), else the array's fill value, of which 0 is every writer's default and marks nothing.
-    """
-    import zarr
-    from xarray.backends import ZarrStore
-    from xarray.backends.zarr import FillValueCoder
-
-    group = zarr.open_group(path, mode="r", use_consolidated=False)
-    store = ZarrStore(group, mode="r", use_zarr_fill_value_as_mask=True)
-    variables = store.load()[0]
-    for name, variable in variables.items():
-        array: Any = store.members[name]
-        mark: Any = array.attrs.get("_FillValue")
-        if isinstance(mark, str) and mark.endswith("="):
-            mark = FillValueCoder.decode(mark, array.dtype)
-        if mark is None and array.fill_value:
-            mark = array.fill_value
-        variable.attrs.pop("_FillValue", None)
-        if mark is not None:
-            variable.attrs["_FillValue"] = mark
-    return store, variables
-
-
-def _grib(path: Path) -> tuple[Any, Mapping[Any, Any]]:
-    xarray = _with("cfgrib", path)
-    options = {"indexpath": ""}  # nothing is written beside the file
-    dataset = xarray.open_dataset(path, engine="cfgrib", decode_cf=False, backend_kwargs=options)
-    return dataset, dataset.variables
-
-
-def _geotiff(path: Path) -> tuple[Any, Mapping[Any, Any]]:
-    """
-    Raises:
-        AqnetError: it is projected.
-    """
-    dataset = _with("rioxarray", path).open_dataset(path, engine="rasterio", decode_cf=False)
-    if dataset.rio.crs is None or not dataset.rio.crs.is_geographic:
-        raise AqnetError(
-            f"{path}: is in the reference system {dataset.rio.crs}; expected degrees: warp it with "
-            "gdalwarp -t_srs EPSG:4326"
-        )
-    for dim, name in ((dataset.rio.y_dim, "latitude"), (dataset.rio.x_dim, "longitude")):
-        dataset[dim].attrs["standard_name"] = name
-    return dataset, dataset.variables
-
-
-def _with(module: str, path: Path) -> Any:
-    """xarray, with what it needs to read a kind of file."""
-    try:
-        importlib.import_module(module)
-    except ImportError:
-        raise AqnetError(
-            f"{path}: reading {path.suffix} files needs {module}; pip install {module}"
-        ) from None
-    return importlib.import_module("xarray")
 
 
 def sizes_and_times(path: Path) -> list[str]:
@@ -376,25 +278,3 @@ def sizes_and_times(path: Path) -> list[str]:
         if not stat.S_ISDIR(found.st_mode):
             lines.append(f"{file.relative_to(path.parent)} {found.st_size} {found.st_mtime_ns}")
     return lines
-
-
-def chunks_without_values(path: Path, name: str) -> str | None:
-    """What to say of a Zarr array whose unwritten chunks count as values: its fill value is one.
-
-    Writers leave out chunks that hold nothing but the fill value, so that such a chunk is no
-    damage; but one that was lost looks alike.
-    """
-    if not path.is_dir():
-        return None
-    import zarr
-
-    array = zarr.open_group(path, mode="r", use_consolidated=False)[name]
-    if not isinstance(array, zarr.Array):
-        return None
-    lacking = array.nchunks - array.nchunks_initialized
-    if lacking == 0 or array.fill_value or "_FillValue" in array.attrs:
-        return None
-    return (
-        f"{lacking:,} of {array.nchunks:,} chunks were never written; they read as "
-        f"{array.fill_value}, the fill value"
-    )

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from aqnet.config import Config
 from aqnet.data.sources import limits, units
 from aqnet.data.sources.files import SourceFile, open_file
-from aqnet.data.sources.view import hour_text
+from aqnet.data.sources.times import hour_text
 from aqnet.errors import AqnetError
 from aqnet.grid import same_place
 

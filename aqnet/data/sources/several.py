@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from aqnet.config import Data
 from aqnet.data.regridding.conservative import Regridder
 from aqnet.data.sources import limits, units
-from aqnet.data.sources.view import Array, Rules, SourceView, hour_text
+from aqnet.data.sources.times import hour_text
+from aqnet.data.sources.view import Array, Rules, SourceView
 from aqnet.errors import AqnetError
 from aqnet.grid import same_place
 

@@ -50,6 +50,11 @@ class Times(NamedTuple):
     base: Hours | None = None
 
 
+def hour_text(hour: int) -> str:
+    """An hour since 1970 as `2013-01-31 06:00`."""
+    return str(np.datetime64(int(hour), "h").astype("datetime64[m]")).replace("T", " ")
+
+
 def times_of(file: SourceFile) -> Times:
     """The hours of a file.
 
@@ -193,3 +198,30 @@ def _whole_hours(where: str, seconds: NDArray[np.float64]) -> Hours:
     if hours.size and abs(hours - rounded).max() > 1e-3:
         raise AqnetError(f"{where} holds times that are no whole hours")
     return rounded.astype(np.int64)
+
+
+def check_times(file: SourceFile) -> None:
+    """Refuse times that are not strictly ascending, by name.
+
+    Raises:
+        AqnetError: there are none, or two are equal or out of order.
+    """
+    times, path = file.times.valid, file.path
+    if len(times) == 0:
+        raise AqnetError(f"{path}: the file holds no time")
+    steps = np.diff(times)
+    if (steps <= 0).any() and file.times.base is not None:
+        names = " and ".join(repr(name) for name in file.times.names)
+        row = int(np.argmax(steps <= 0)) + 1
+        twice = hour_text(times[row])
+        raise AqnetError(
+            f"{path}: {names} give several lead times for one valid time, or times out of order "
+            f"({twice}); cut the lead times to those that follow each other once"
+        )
+    for what, wrong in (("duplicated", steps == 0), ("unsorted", steps < 0)):
+        if wrong.any():
+            row = int(np.argmax(wrong)) + 1
+            raise AqnetError(
+                f"{path}: times are {what}: row {row} ({hour_text(times[row])}) follows "
+                f"{hour_text(times[row - 1])}; sort the file and keep each hour once"
+            )

@@ -20,8 +20,9 @@ from aqnet.config import Data, Source
 from aqnet.data.regridding.winds import grid_angle, to_earth
 from aqnet.data.sources import caqra, limits, units
 from aqnet.data.sources.cells import Cells
-from aqnet.data.sources.files import SourceFile, chunks_without_values, open_file, sizes_and_times
-from aqnet.data.sources.times import Times
+from aqnet.data.sources.files import SourceFile, open_file, sizes_and_times
+from aqnet.data.sources.formats import chunks_without_values
+from aqnet.data.sources.times import Times, check_times, hour_text
 from aqnet.errors import AqnetError
 from aqnet.grid import same_place
 
@@ -42,38 +43,6 @@ class Rules:
     def of(cls, data: Data) -> Rules:
         """Those of a config."""
         return cls(data.units, data.missing_values, data.utc_offset, data.winds)
-
-
-def hour_text(hour: int) -> str:
-    """An hour since 1970 as `2013-01-31 06:00`."""
-    return str(np.datetime64(int(hour), "h").astype("datetime64[m]")).replace("T", " ")
-
-
-def check_times(file: SourceFile) -> None:
-    """Refuse times that are not strictly ascending, by name.
-
-    Raises:
-        AqnetError: there are none, or two are equal or out of order.
-    """
-    times, path = file.times.valid, file.path
-    if len(times) == 0:
-        raise AqnetError(f"{path}: the file holds no time")
-    steps = np.diff(times)
-    if (steps <= 0).any() and file.times.base is not None:
-        names = " and ".join(repr(name) for name in file.times.names)
-        row = int(np.argmax(steps <= 0)) + 1
-        twice = hour_text(times[row])
-        raise AqnetError(
-            f"{path}: {names} give several lead times for one valid time, or times out of order "
-            f"({twice}); cut the lead times to those that follow each other once"
-        )
-    for what, wrong in (("duplicated", steps == 0), ("unsorted", steps < 0)):
-        if wrong.any():
-            row = int(np.argmax(wrong)) + 1
-            raise AqnetError(
-                f"{path}: times are {what}: row {row} ({hour_text(times[row])}) follows "
-                f"{hour_text(times[row - 1])}; sort the file and keep each hour once"
-            )
 
 
 class SourceView:
@@ -150,6 +119,8 @@ class SourceView:
         lat, lon = file.cells.lat, file.cells.lon
         if not hasattr(self, "lat"):
             self.lat, self.lon, self._grid_of = lat, lon, file.path
+        elif np.array_equal(lat, self.lat) and np.array_equal(lon, self.lon):
+            return
         elif not same_place(lat, lon, self.lat, self.lon):
             where = f"{file.path}: the grid differs from that of {self._grid_of}"
             if lat.shape != self.lat.shape:

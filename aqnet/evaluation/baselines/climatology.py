@@ -62,7 +62,7 @@ def fit(stream: Stream, mask: Flags, num_targets: int, wanted_months: set[int]) 
     shape = num_targets, int(mask.sum())
     sums = {month: np.zeros((24, *shape)) for month in own}
     counts = {month: np.zeros((24, *shape), np.int32) for month in own}
-    for hour, values in stream(lambda hours: np.isin(_months(hours), own)):
+    for hour, values in stream(lambda hours: np.isin(months_at(hours), own)):
         month, cells = month_of(hour), values[:, mask]
         present = np.isfinite(cells)
         sums[month][hour % 24] += np.where(present, cells, 0.0)
@@ -83,7 +83,7 @@ def fit(stream: Stream, mask: Flags, num_targets: int, wanted_months: set[int]) 
 
 def months_of(hours: Hours) -> set[int]:
     """Months (0 to 11) in which the hours since 1970 UTC lie."""
-    return set(np.unique(_months(hours)).tolist())
+    return set(np.unique(months_at(hours)).tolist())
 
 
 def month_of(hour: int) -> int:
@@ -91,7 +91,8 @@ def month_of(hour: int) -> int:
     return int(np.datetime64(hour, "h").astype("datetime64[M]").astype(int)) % 12
 
 
-def _months(hours: Hours) -> Hours:
+def months_at(hours: Hours) -> Hours:
+    """The month (0 to 11) of each of many hours since 1970 UTC."""
     months: Hours = hours.astype("datetime64[h]").astype("datetime64[M]").astype(np.int64) % 12
     return months
 

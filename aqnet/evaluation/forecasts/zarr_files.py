@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from zarr.codecs import ZstdCodec
 
-from aqnet.batch import Batch, Statistics
+from aqnet.batch import Batch, Forecast, Statistics
 from aqnet.config import Config
 from aqnet.errors import AqnetError
+from aqnet.evaluation import probabilities
 from aqnet.evaluation.interpolation import bilinear
+from aqnet.evaluation.metrics import EVENT_THRESHOLDS
 from aqnet.files import partial_of, replace_folder, writing
 from aqnet.grid import Grid
 
@@ -39,7 +41,8 @@ def create(
     """Begin forecasts of `times` (hours since 1970 UTC) beside `path`, without values yet.
 
     Arrays are float32 [time, lead_time, y, x] with one chunk per time, NaN outside the domain and
-    where nothing was written.
+    where nothing was written. With `model.quantiles` NAME_quantile has them [time, lead_time,
+    quantile, y, x], and NAME_exceedance the probability that the event threshold is reached.
     """
     with writing(path):
         _create(partial_of(path), times, config, grid, units)
@@ -58,18 +61,37 @@ def _create(
     _put(group, "time", times, ("time",), standard_name="forecast_reference_time", **since)
     _put(group, "lead_time", leads, ("lead_time",), standard_name="forecast_period", units="hours")
     cells, located = _coordinates(group, grid)
-    for name in config.data.targets:
+    levels = np.array(config.model.quantiles)
+    if len(levels):
+        about = {"units": "1", "long_name": "probability that the truth lies below"}
+        _put(group, "quantile", levels, ("quantile",), **about)
+
+    def put(name: str, between: tuple[int, ...], **attributes: Any) -> None:
         array = group.create_array(
             name,
-            shape=(len(times), len(leads), *grid.shape),
-            chunks=(1, len(leads), *grid.shape),
+            shape=(len(times), len(leads), *between, *grid.shape),
+            chunks=(1, len(leads), *between, *grid.shape),
             dtype="float32",
             fill_value=np.nan,
             compressors=[ZstdCodec(level=3)],
-            dimension_names=("time", "lead_time", *cells),
+            dimension_names=("time", "lead_time", *("quantile",) * len(between), *cells),
         )
+        array.attrs.update({**attributes, **located})
+
+    for name in config.data.targets:
         standard = {"standard_name": STANDARD_NAMES[name]} if name in STANDARD_NAMES else {}
-        array.attrs.update({"units": units[name], **standard, **located})
+        put(name, (), units=units[name], **standard)
+        if len(levels):
+            put(f"{name}_quantile", (len(levels),), units=units[name], **standard)
+            if name in EVENT_THRESHOLDS:
+                least = f"{EVENT_THRESHOLDS[name]:g} {units[name]}"
+                put(
+                    f"{name}_exceedance",
+                    (),
+                    units="1",
+                    long_name=f"probability that {name} is at least {least}",
+                    threshold=EVENT_THRESHOLDS[name],
+                )
     with warnings.catch_warnings():  # Zarr v3 has no such thing yet, but xarray asks for it
         warnings.simplefilter("ignore")
         zarr.consolidate_metadata(partial)
@@ -83,21 +105,40 @@ class Writer:
     ) -> None:
         self._path = path
         group = zarr.open_group(partial_of(path), mode="r+")
-        self._arrays = [_array(group, name) for name in config.data.targets]
+        self._group, self._targets = group, config.data.targets
+        self._levels = config.model.quantiles
         self._rows = {int(time): row for row, time in enumerate(times)}
         mean, std = numbers.of(config.data.targets)
         self._mean, self._std = mean[:, None, None], std[:, None, None]
         self._mask = grid.mask
 
-    def write(self, batch: Batch, forecast: Tensor) -> None:
-        """Write the items of a batch that are wanted; `forecast` is normalised [B, K, T, H, W]."""
+    def write(self, batch: Batch, forecast: Forecast) -> None:
+        """Write the items of a batch that are wanted."""
         for item, time in enumerate(batch.time.tolist()):
             if time in self._rows:
-                physical = forecast[item].double().cpu() * self._std + self._mean
-                values = physical.where(self._mask, np.nan).float().numpy()
                 with writing(self._path):
-                    for target, array in enumerate(self._arrays):
-                        array[self._rows[time]] = values[:, target]
+                    self._write(self._rows[time], "", self._physical(forecast.mean[item]))
+                    if forecast.quantiles is not None:
+                        quantiles = self._physical(forecast.quantiles[item])
+                        self._write_odds(self._rows[time], quantiles)
+
+    def _write_odds(self, row: int, quantiles: NDArray[np.float64]) -> None:
+        self._write(row, "_quantile", quantiles.swapaxes(0, 1))
+        exceedance = probabilities.exceedances(quantiles, self._levels, self._targets)
+        self._write(row, "_exceedance", exceedance)
+
+    def _write(self, row: int, ending: str, values: NDArray[np.float64]) -> None:
+        """Write values [K, ..., T, H, W] of a time to the arrays that there are."""
+        for target, name in enumerate(self._targets):
+            if name + ending in self._group:
+                array = _array(self._group, name + ending)
+                array[row] = values[..., target, :, :].astype(np.float32)
+
+    def _physical(self, values: Tensor) -> NDArray[np.float64]:
+        """Normalised values [..., T, H, W] in their units, NaN outside the domain."""
+        physical = values.double().cpu() * self._std + self._mean
+        found: NDArray[np.float64] = physical.where(self._mask, np.nan).numpy()
+        return found
 
 
 class ExternalForecast:

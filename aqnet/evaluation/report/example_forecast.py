@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from aqnet.batch import Batch, Statistics
+from aqnet.batch import Batch, Forecast, Statistics
 from aqnet.config import Config
+from aqnet.evaluation import probabilities
 
 Values = NDArray[np.float64]
 
@@ -24,22 +25,25 @@ class Example:
         forecast: shape [K, T, H, W]; truth: the same, NaN where unknown, or None.
         wind: eastward and northward wind at each target time in m/s, shape [K, 2, H, W], NaN where
             unknown; None where it is no input.
+        exceedance: probability that each event threshold is reached, shape [K, T, H, W], NaN where
+            a target has none; None without `model.quantiles`.
     """
 
     time: int
     forecast: Values
     truth: Values | None
     wind: Values | None
+    exceedance: Values | None = None
 
 
 def of(
     batch: Batch,
-    forecast: Tensor,
+    forecast: Forecast,
     statistics: Statistics,
     config: Config,
     wind_at: Callable[[int], NDArray[np.float32] | None],
 ) -> Example:
-    """An example of the first item of `batch`, whose normalised forecast is [B, K, T, H, W].
+    """An example of the first item of `batch` with its forecast.
 
     Its truth is None where no target is known. `wind_at` gives u and v [2, H, W] of an hour, None
     where the hour is unknown.
@@ -53,5 +57,13 @@ def of(
         winds = [wind_at(hour) for hour in hours]
         wind = np.stack([unknown if found is None else found for found in winds])
     known = truth * std + mean if np.isfinite(truth).any() else None
-    values = forecast[0].double().cpu().numpy() * std + mean
-    return Example(int(batch.time[0]), values, known, wind)
+
+    def physical(values: Tensor) -> Values:
+        found: Values = values[0].double().cpu().numpy() * std + mean
+        return found
+
+    exceedance = None
+    if forecast.quantiles is not None:
+        what = config.model.quantiles, config.data.targets
+        exceedance = probabilities.exceedances(physical(forecast.quantiles), *what)
+    return Example(int(batch.time[0]), physical(forecast.mean), known, wind, exceedance)

@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from aqnet.config import Config
+from aqnet.evaluation.metrics import EVENT_THRESHOLDS
 from aqnet.evaluation.report.example_forecast import Example
 from aqnet.grid import Grid, continuous, wrapped
 
@@ -195,6 +196,29 @@ def draw(chart: Chart, shown: Example, target: int, config: Config, unit: str) -
             axes.tick_params(labelleft=False)
             image = _error(axes, chart, shown.forecast[row, target] - shown.truth[row, target])
             _bar(figure, image, axes_at(row, width - BAR, 0.12), f"error [{unit_text(unit)}]")
+    return figure
+
+
+def draw_odds(chart: Chart, shown: Example, target: int, config: Config, unit: str) -> Figure:
+    """Probability that one target reaches its event threshold, a row per lead time, from 0 to 1."""
+    assert shown.exceedance is not None
+    leads, name = config.data.lead_times, config.data.targets[target]
+    height = PANEL * np.ptp(chart.limits[1]) * chart.aspect / np.ptp(chart.limits[0])
+    row_height, width = height + TOP + BELOW, LEFT + PANEL + GAP + BAR
+    total = len(leads) * row_height
+    figure = Figure(figsize=(width, total))
+    least = f"{EVENT_THRESHOLDS[name]:g} {unit_text(unit)}"
+    for row, lead in enumerate(leads):
+        low = ((len(leads) - 1 - row) * row_height + BELOW) / total
+        axes = figure.add_axes((LEFT / width, low, PANEL / width, height / total))
+        image = chart.field(axes, shown.exceedance[row, target], SHADES, Normalize(0.0, 1.0))
+        axes.set_title(f"{hour_text(shown.time + lead)} (+{lead} h)", fontsize=8)
+        chart.terrain(axes)
+        bar = figure.add_axes(((LEFT + PANEL + GAP) / width, low, 0.12 / width, height / total))
+        figure.colorbar(image, cax=bar).set_label(
+            f"odds of {label(name)} $\\geq$ {least}", fontsize=8
+        )
+        bar.tick_params(labelsize=7)
     return figure
 
 

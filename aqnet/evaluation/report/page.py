@@ -57,12 +57,13 @@ def write(
     table: Rows,
     settings: dict[str, Any],
     pictures: Sequence[Picture] = (),
+    odds: str = "",
 ) -> Path:
     """Write `output`/report.html; every name is escaped, the page needs no network.
 
     Args:
         facts, table: those of metrics.json.
-        settings: the config as nested dicts.
+        settings: the config as nested dicts; odds: the section on them, as HTML.
     Returns:
         Its path.
     """
@@ -75,6 +76,7 @@ def write(
         "<h2>RMSE</h2><p>The lowest of each row is marked. Skill is 1 - MSE / MSE of the best of "
         "the simple forecasts, with its 95 % interval.</p>",
         *(_errors(name, whole) for name in pollutants),
+        odds,
         "<h2>Pictures</h2>" if pictures else "",
         *(_figure(picture) for picture in pictures if picture.path.stem != "training"),
         "<h2>Seasons, regions and sudden changes</h2><p>RMSE of aqnet / of the best simple "
@@ -140,7 +142,7 @@ def _errors(pollutant: str, whole: Rows) -> str:
         cells = [_cell(group[name]["rmse"], lowest) if name in group else _cell() for name in names]
         lines.append([f"<td>{lead} h</td>", cells[0], _skill(group["aqnet"]), *cells[1:]])
     heads = ["lead time", names[0], "skill", *(name.replace("_", " ") for name in names[1:])]
-    return _table(f"{pollutant} [{rows[0]['unit']}]", heads, lines)
+    return titled_table(f"{pollutant} [{rows[0]['unit']}]", heads, lines)
 
 
 def _subsets(pollutant: str, table: Rows) -> str:
@@ -159,7 +161,7 @@ def _subsets(pollutant: str, table: Rows) -> str:
     ]
     unit = next(row["unit"] for row in table if row["pollutant"] == pollutant)
     heads = ["part", *(f"{lead} h" for lead in columns)]
-    return _table(f"{pollutant} [{unit}]", heads, lines) if lines else ""
+    return titled_table(f"{pollutant} [{unit}]", heads, lines) if lines else ""
 
 
 def _against(group: dict[str, dict[str, Any]] | None) -> str:
@@ -183,10 +185,12 @@ def _scores(pollutant: str, whole: Rows) -> str:
         for row in whole
         if row["pollutant"] == pollutant and row["forecast"] == "aqnet"
     ]
-    return _table(pollutant, ["lead time", *(key.replace("_", " ") for key in _COLUMNS)], lines)
+    return titled_table(
+        pollutant, ["lead time", *(key.replace("_", " ") for key in _COLUMNS)], lines
+    )
 
 
-def _table(title: str, heads: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
+def titled_table(title: str, heads: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
     """A titled table; the cells of `lines` are HTML, title and heads are not."""
     head = "".join(f"<th>{html.escape(name)}</th>" for name in heads)
     rows = "".join(f"<tr>{''.join(cells)}</tr>" for cells in lines)

@@ -61,11 +61,11 @@ def draw_all(
         save(figure, path)
         made.append(Picture(path, title, caption))
 
-    said = (
+    caption = (
         "Skill against the best of the simple forecasts, 1 - MSE / MSE, with 95 % intervals; "
         f"dashed: against persistence. Values below {LOWEST_SKILL:.0f} lie off the panel."
     )
-    keep("skill", "Skill against lead time", said, skill(table))
+    keep("skill", "Skill against lead time", caption, skill(table))
     chart = maps.Chart(grid)
     what = (
         f"Forecast of {maps.hour_text(shown.time)}, the input time of median error. Forecast and "
@@ -80,27 +80,29 @@ def draw_all(
         name = data.targets[origin.target]
         figure = air_paths.draw(chart, origin, config, units[name])
         keep("air_paths", "Where the air comes from", air_paths.caption(chart, origin), figure)
-    said = (
+    caption = (
         "Share of pairs whose truth reached the event threshold (dotted), by what was forecast. A "
         f"perfect forecast jumps from 0 to 1 there. Bins of at least {FEWEST_PAIRS} pairs."
     )
     if set(data.targets) & set(metrics.EVENT_THRESHOLDS):
-        keep("reliability", "Reliability of exceedance", said, reliability(records, config, units))
-    said = (
+        keep(
+            "reliability", "Reliability of exceedance", caption, reliability(records, config, units)
+        )
+    caption = (
         "Number of pairs by forecast and truth, darker is more (logarithmic, one scale a row). The "
         f"lowest and highest {LEFT_OUT:.2%} of values lie off the panel."
     )
-    keep("density", "Forecast against truth", said, density(records, config, units))
+    keep("density", "Forecast against truth", caption, density(records, config, units))
     lead = min(range(len(data.lead_times)), key=lambda row: abs(data.lead_times[row] - 24))
-    said = (
+    caption = (
         f"Mean over the domain at +{data.lead_times[lead]} h in the seven days of largest mean "
         "squared error."
     )
     figure = worst_week(records, config, units, table, lead)
-    keep("worst_week", "Worst week of each pollutant", said, figure)
+    keep("worst_week", "Worst week of each pollutant", caption, figure)
     if any("train/loss" in record for record in history):
-        said = "Loss by optimizer step: mean squared error of normalised targets."
-        keep("training", "Training curve", said, training(history))
+        caption = "Loss by optimizer step: mean squared error of normalised targets."
+        keep("training", "Training curve", caption, training(history))
     return made
 
 

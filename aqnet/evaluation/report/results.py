@@ -14,8 +14,9 @@ from aqnet import config as configs
 from aqnet.checkpoint.files import Loaded
 from aqnet.config import Config
 from aqnet.evaluation import daily_sums
+from aqnet.evaluation.metrics import EVENT_THRESHOLDS
+from aqnet.evaluation.report import odds_section, table
 from aqnet.evaluation.report import page as report
-from aqnet.evaluation.report import table
 from aqnet.evaluation.report.example_forecast import Example
 from aqnet.evaluation.run import Scorer
 from aqnet.files import sync, writing
@@ -31,7 +32,10 @@ NOTES = (
 
 
 # what one evaluation leaves in its folder, the report last
-OUTPUTS = ("metrics.json", "metrics.csv", "days.npz", "stations.csv", "pictures", "forecasts.zarr")
+OUTPUTS = (
+    *("metrics.json", "metrics.csv", "days.npz", "reliability.csv"),
+    *("stations.csv", "pictures", "forecasts.zarr"),
+)
 REPORT = "report.html"
 
 
@@ -99,6 +103,9 @@ def write(
     }
     table.write(output, known, rows)
     daily_sums.write(output / "days.npz", daily_sums.of(scorer))
+    promises = table.reliability(scorer)
+    if scorer.odds is not None:
+        table.write_csv(output / "reliability.csv", promises)
     if scorer.stations is not None:
         table.write_csv(output / "stations.csv", table.rows(scorer.stations, units))
     drawn: list[Any] = []
@@ -111,8 +118,11 @@ def write(
         worst = shown(scorer.records.worst_time(air_paths.target_of(scorer.config)))
         origin = air_paths.of(scorer, worst)
         drawn = pictures.draw_all(output / "pictures", *what, typical, origin, history)
-    report.write(output, known, rows, configs.to_dict(scorer.config), drawn)
+    settings = configs.to_dict(scorer.config)
+    report.write(output, known, rows, settings, drawn, odds_section.html(rows, promises))
     print(table.skill_table(rows), flush=True)
+    if scorer.odds is not None:
+        print(odds_section.line(rows), flush=True)
 
 
 def training_history(path: Path) -> list[dict[str, Any]]:
@@ -132,7 +142,7 @@ def can_draw(wanted: bool) -> bool:
 
 
 def draw_maps(path: Path, config: Config, grid: Grid, units: dict[str, str], one: Example) -> None:
-    """Maps of one forecast beside its Zarr store `path`, a file per target."""
+    """Maps of one forecast beside its Zarr store `path`, a file per target, and of its odds."""
     from aqnet.evaluation.report import maps, pictures
 
     chart = maps.Chart(grid)
@@ -140,3 +150,7 @@ def draw_maps(path: Path, config: Config, grid: Grid, units: dict[str, str], one
         picture = path.with_name(f"{path.stem}_{name}.png")
         pictures.save(maps.draw(chart, one, target, config, units[name]), picture)
         print(f"written: {picture}", flush=True)
+        if one.exceedance is not None and name in EVENT_THRESHOLDS:
+            picture = path.with_name(f"{path.stem}_{name}_odds.png")
+            pictures.save(maps.draw_odds(chart, one, target, config, units[name]), picture)
+            print(f"written: {picture}", flush=True)

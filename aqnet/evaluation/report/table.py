@@ -71,10 +71,29 @@ def _row(
     row["skill_best_simple"] = metrics.skill(group[number], group[best])
     row["best_simple"] = scorer.forecasts[best]
     row |= _interval_columns(sums, number, best, at)
+    if isinstance(scorer, Scorer) and scorer.odds is not None:
+        row |= scorer.odds.columns(scorer.forecasts[number], at)
     row |= {key: value for key, value in values.items() if key not in first}
     if name not in metrics.EVENT_THRESHOLDS:
         row |= dict.fromkeys((*metrics.COUNTED[1:], "far", "hit_rate", "csi"))
     return row
+
+
+def reliability(scorer: Scorer) -> list[dict[str, Any]]:
+    """Rows of reliability.csv; none without odds."""
+    if scorer.odds is None:
+        return []
+    data, found = scorer.config.data, []
+    for at in np.ndindex(scorer.odds.totals.shape[1:5]):
+        lead, target, region, subset = at
+        about = {
+            "pollutant": data.targets[target],
+            "lead_time_hours": data.lead_times[lead],
+            "region": scorer.regions[region],
+            "subset": scorer.subsets[subset],
+        }
+        found += [{**about, **row} for row in scorer.odds.reliability(at)]
+    return found
 
 
 def write(output: Path, facts: dict[str, Any], table: list[dict[str, Any]]) -> None:

@@ -47,7 +47,11 @@ def compare(first: Path, second: Path) -> list[dict[str, Any]]:
                 )
                 if weights.sum() > 0:
                     about = {"pollutant": target, "lead_time_hours": int(lead), "region": region}
-                    rows.append({**about, **difference(ours, theirs, weights)})
+                    row = {**about, **difference(ours, theirs, weights)}
+                    a, b = (_crps(run, target, lead, region) for run in runs)
+                    if a is not None and b is not None:
+                        row |= crps_difference(a, b, weights)
+                    rows.append(row)
     if not rows:
         raise AqnetError(f"{first} and {second}: have no pollutant and lead time in common")
     return rows
@@ -60,20 +64,38 @@ def difference(first: Values, second: Values, weights: Values) -> dict[str, Any]
         first, second: sums of squared errors per consecutive day; weights: their weights, [D].
     """
     total = weights.sum()
-    gap = float((first - second).sum() / total)
+    found = _tested(first, second, weights)
+    return {
+        "days": int((weights > 0).sum()),
+        "rmse_a": math.sqrt(first.sum() / total),
+        "rmse_b": math.sqrt(second.sum() / total),
+        **{f"mse_{key}": found.pop(key) for key in list(found) if key.startswith("difference")},
+        **found,
+    }
+
+
+def crps_difference(first: Values, second: Values, weights: Values) -> dict[str, Any]:
+    """The same of sums of CRPS per day, as columns that begin with `crps_`."""
+    total = weights.sum()
+    means = {"a": float(first.sum() / total), "b": float(second.sum() / total)}
+    return {
+        f"crps_{key}": value for key, value in (means | _tested(first, second, weights)).items()
+    }
+
+
+def _tested(first: Values, second: Values, weights: Values) -> dict[str, Any]:
+    """Mean difference of losses per day, its interval and test, and which run is better."""
+    gap = float((first - second).sum() / weights.sum())
     low, high = metrics.intervals(np.stack([first - second, weights], axis=1))
-    days = int((weights > 0).sum())
     statistic = diebold_mariano(first - second, weights)
+    days = int((weights > 0).sum())
     p_value = None if statistic is None else significance(statistic, days)
     known = np.isfinite(low)
     chance = p_value is None or p_value >= LEVEL or low <= 0.0 <= high
     return {
-        "days": days,
-        "rmse_a": math.sqrt(first.sum() / total),
-        "rmse_b": math.sqrt(second.sum() / total),
-        "mse_difference": gap,
-        "mse_difference_low": float(low) if known else None,
-        "mse_difference_high": float(high) if known else None,
+        "difference": gap,
+        "difference_low": float(low) if known else None,
+        "difference_high": float(high) if known else None,
         "diebold_mariano": statistic,
         "p_value": p_value,
         "better": "" if chance else ("B" if gap > 0 else "A"),
@@ -119,16 +141,14 @@ def significance(statistic: float, days: int) -> float:
 
 def text(rows: list[dict[str, Any]]) -> str:
     """The rows of the whole domain as a table, with a summary."""
-    lines = [f"{'':8s}{'lead':>5s}{'RMSE A':>11s}{'RMSE B':>11s}  MSE A - B (95 %), p"]
     whole = [row for row in rows if row["region"] == "all"]
-    for row in whole:
-        line = f"{row['pollutant']:8s}{row['lead_time_hours']:4d}h"
-        line += f"{row['rmse_a']:11.3f}{row['rmse_b']:11.3f}  {row['mse_difference']:.4g}"
-        if row["p_value"] is not None and row["mse_difference_low"] is not None:
-            line += f" ({row['mse_difference_low']:.4g} to {row['mse_difference_high']:.4g})"
-            p_value = row["p_value"]
-            line += f", p = {p_value:.3f}" if p_value >= 0.001 else ", p < 0.001"
-        lines.append(line + (f"  {row['better']} is better" if row["better"] else ""))
+    lines = [f"{'':8s}{'lead':>5s}{'RMSE A':>11s}{'RMSE B':>11s}  MSE A - B (95 %), p"]
+    lines += [_line(row, ("rmse_a", "rmse_b"), "mse_difference", "") for row in whole]
+    with_odds = [row for row in whole if "crps_a" in row]
+    if with_odds:
+        lines.append(f"{'':8s}{'lead':>5s}{'CRPS A':>11s}{'CRPS B':>11s}  A - B (95 %), p")
+        columns = ("crps_a", "crps_b"), "crps_difference", "crps_"
+        lines += [_line(row, *columns) for row in with_odds]
     better = [sum(row["better"] == name for row in whole) for name in "AB"]
     lines.append(
         f"A is better in {better[0]}, B in {better[1]} of {len(whole)}; otherwise no difference "
@@ -136,6 +156,29 @@ def text(rows: list[dict[str, Any]]) -> str:
         "Chance is that of the weather: another seed of the same settings may differ as much."
     )
     return "\n".join(lines)
+
+
+def _line(row: dict[str, Any], scores: tuple[str, str], gap: str, prefix: str) -> str:
+    """Two scores and the test of their difference, whose columns begin with `prefix`."""
+    line = f"{row['pollutant']:8s}{row['lead_time_hours']:4d}h"
+    line += f"{row[scores[0]]:11.3f}{row[scores[1]]:11.3f}  {row[gap]:.4g}"
+    p_value, better = row[f"{prefix}p_value"], row[f"{prefix}better"]
+    if p_value is not None and row[f"{gap}_low"] is not None:
+        line += f" ({row[f'{gap}_low']:.4g} to {row[f'{gap}_high']:.4g})"
+        line += f", p = {p_value:.3f}" if p_value >= 0.001 else ", p < 0.001"
+    return line + (f"  {better} is better" if better else "")
+
+
+def _crps(run: Daily, target: str, lead: int, region: str) -> Values | None:
+    """Sums of the model's CRPS per day [D], None where the run has none."""
+    if run.crps is None:
+        return None
+    at = [
+        getattr(run, axis).tolist().index(name)
+        for axis, name in (("lead_times", lead), ("targets", target), ("regions", region))
+    ]
+    found: Values = run.crps[:, at[0], at[1], at[2]]
+    return found
 
 
 def _file(path: Path) -> Path:

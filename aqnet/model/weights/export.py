@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from aqnet import config as configs
-from aqnet.batch import Statistics
+from aqnet.batch import Forecast, Statistics
 from aqnet.checkpoint import files as checkpoint_files
 from aqnet.checkpoint.files import Loaded
 from aqnet.config import Config
@@ -26,7 +26,7 @@ from aqnet.model.climax import ClimaX
 METADATA = "aqnet.json"  # inside the file; torch.export.load(..., extra_files={METADATA: ""})
 
 
-class Forecast(nn.Module):
+class Physical(nn.Module):
     """The model between physical inputs and physical forecasts."""
 
     input_mean: Tensor
@@ -42,7 +42,9 @@ class Forecast(nn.Module):
             self.register_buffer(f"{side}_mean", mean)
             self.register_buffer(f"{side}_std", std)
 
-    def forward(self, fields: Tensor, time: Tensor, lead_time: Tensor) -> Tensor:
+    def forward(
+        self, fields: Tensor, time: Tensor, lead_time: Tensor
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Forecast the targets.
 
         Args:
@@ -51,11 +53,15 @@ class Forecast(nn.Module):
             time: input time, hours since 1970-01-01 00:00 UTC, int64, shape [B].
             lead_time: hours, int64, shape [B, K].
         Returns:
-            In the same units, shape [B, K, T, H, W]; NaN outside the model's tokens.
+            In the same units, shape [B, K, T, H, W]; NaN outside the model's tokens. With
+            `model.quantiles` besides it the quantiles at these levels, [B, Q, K, T, H, W].
         """
         normalised = (fields - self.input_mean) / self.input_std
-        values: Tensor = self.model(normalised, time, lead_time)
-        return values * self.output_std + self.output_mean
+        mean, quantiles, _ = Forecast.of(self.model(normalised, time, lead_time))
+        mean = mean * self.output_std + self.output_mean
+        if quantiles is None:
+            return mean
+        return mean, quantiles * self.output_std + self.output_mean
 
 
 def main() -> int:
@@ -90,7 +96,7 @@ def export(loaded: Loaded, output: Path) -> None:
     grid = Grid.from_dict(loaded.grid)
     model = ClimaX(config, grid, statistics)
     model.load_state_dict(loaded.ema if loaded.ema is not None else loaded.model)
-    module = Forecast(model, config, statistics).eval()
+    module = Physical(model, config, statistics).eval()
     batch = torch.export.Dim("batch", min=1)
     shapes = {name: {0: batch} for name in ("fields", "time", "lead_time")}
     with torch.no_grad():
@@ -114,6 +120,7 @@ def metadata(config: Config, grid: Grid, statistics: Statistics) -> dict[str, An
         "variables": config.input_variables,
         "targets": config.data.targets,
         "lead_times": config.data.lead_times,
+        "quantiles": config.model.quantiles,
         "lat": grid.lat.tolist(),
         "lon": grid.lon.tolist(),
         "mask": grid.mask.int().tolist(),

@@ -172,6 +172,7 @@ def _labels(config: Config) -> dict[str, Labels]:
         for lead in leads
         for target in data.targets
     ]
+    quantiles = [(*output, level) for output in outputs for level in model.quantiles]
     suns = ["now", *leads]
     calendar = [(time, part) for time in suns for part in ("sine", "cosine", "zenith")]
     calendar += [("year", "sine"), ("year", "cosine")] if model.calendar == "day_and_year" else []
@@ -181,6 +182,8 @@ def _labels(config: Config) -> dict[str, Labels]:
         "var_embed": {1: config.input_variables},
         f"{last_layer(config)}.weight": {0: outputs},
         f"{last_layer(config)}.bias": {0: outputs},
+        "quantile_head.out.weight": {0: quantiles},
+        "quantile_head.out.bias": {0: quantiles},
         "rho": {0: data.lead_times, 1: data.targets},
         "calendar_embed.weight": {1: calendar},
     }
@@ -193,14 +196,21 @@ def last_layer(config: Config) -> str:
 
 def _unwanted(old: Config, new: Config) -> dict[str, str]:
     """Parameters of `new` that would not mean the same though they fit."""
+    unwanted = {"stretch": "measured anew at the first validation"}
+    for key in ("quantiles", "patch", "lead_time_mode"):
+        if getattr(old.model, key) != getattr(new.model, key):
+            why = f"model.{key} was {getattr(old.model, key)}"
+            unwanted |= {f"quantile_head.out.{part}": why for part in ("weight", "bias")}
     layers = range(0, 2 * new.model.decoder_depth + 1, 2)
     whole = [f"head.{layer}.{part}" for layer in layers for part in ("weight", "bias")]
     if old.model.decoder_depth != new.model.decoder_depth:
-        return dict.fromkeys(whole, f"model.decoder_depth was {old.model.decoder_depth}")
+        why = f"model.decoder_depth was {old.model.decoder_depth}"
+        return unwanted | dict.fromkeys(whole, why)
     for key in ("patch", "predict", "lead_time_mode"):
         if getattr(old.model, key) != getattr(new.model, key):
-            return dict.fromkeys(whole[-2:], f"model.{key} was {getattr(old.model, key)}")
-    return {}
+            why = f"model.{key} was {getattr(old.model, key)}"
+            return unwanted | dict.fromkeys(whole[-2:], why)
+    return unwanted
 
 
 def _name_differences(old: Config, new: Config, loaded: Loaded, report: Report) -> None:

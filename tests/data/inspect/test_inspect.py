@@ -246,7 +246,8 @@ def test_bounds_are_no_fields_and_a_field_off_the_grid_is_a_problem(
     for name in ("time_bnds", "lat_bnds", "lon2d_bnds"):
         assert f"not used: {name}" in text
     names = ["time", "lon", "lat"]
-    group.create_array("co", data=np.ones((5, 4, 3)), dimension_names=names)
+    units = {"units": "ug m-3"}
+    group.create_array("co", data=np.ones((5, 4, 3)), dimension_names=names, attributes=units)
     found = inspect.inspect(path)
     assert found.problems == []
     assert found.facts["turned: co"] == "from time, lon, lat"

@@ -607,3 +607,60 @@ def test_without_xarray_one_line_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "cf_xarray", None)
     with pytest.raises(AqnetError, match=r"pip install 'aqnet\[convert\]'"):
         SourceView(Source(str(path)))
+
+
+def geotiff(path: Path, crs: str = "EPSG:4326", nodata: float | None = None) -> Path:
+    rasterio = pytest.importorskip("rasterio")
+    pytest.importorskip("rioxarray")
+    corner = rasterio.transform.from_origin(LON[0] - 2.5, LAT[0] + 2.5, 5, 5)
+    shape = {"height": 3, "width": 4, "count": 1, "dtype": "float32"}
+    with rasterio.open(
+        path, "w", "GTiff", crs=crs, transform=corner, nodata=nodata, **shape
+    ) as file:
+        file.write(FIELD[1].astype("f4"), 1)
+    return path
+
+
+@pytest.mark.parametrize("nodata", [None, 15.0, -99999.0])
+def test_geotiffs_in_degrees_are_read_north_up(tmp_path, nodata):
+    with open_file(geotiff(tmp_path / "a.tif", nodata=nodata)) as file:
+        np.testing.assert_allclose(file.cells.lat[:, 0], LAT)
+        np.testing.assert_allclose(file.cells.lon[0], LON)
+        expected = np.where(FIELD[1] == nodata, np.nan, FIELD[1])
+        np.testing.assert_array_equal(file.read("band_data"), expected)
+
+
+def test_a_projected_geotiff_is_refused(tmp_path):
+    path = geotiff(tmp_path / "a.tif", "EPSG:32650")
+    with pytest.raises(AqnetError, match=r"EPSG:32650; expected degrees"), open_file(path):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("runs", "steps", "hours"),
+    [([0, 1, 2], [0], [0, 1, 2]), ([0], [1, 2, 3], [1, 2, 3]), ([0, 2], [1, 2], [1, 2, 3, 4])],
+)
+def test_grib_gives_the_hours_for_which_its_messages_hold(tmp_path, runs, steps, hours):
+    pytest.importorskip("cfgrib")
+    import eccodes
+
+    edges = {"latitudeOfFirstGridPoint": LAT[0], "latitudeOfLastGridPoint": LAT[-1]}
+    edges |= {"longitudeOfFirstGridPoint": LON[0], "longitudeOfLastGridPoint": LON[-1]}
+    edges |= {"iDirectionIncrement": 5.0, "jDirectionIncrement": 5.0}
+    keys = {"Ni": 4, "Nj": 3, **{f"{key}InDegrees": value for key, value in edges.items()}}
+    keys |= {"dataDate": 20130101, "shortName": "2t", "level": 2}
+    with (tmp_path / "a.grib").open("wb") as file:
+        for run in runs:
+            for step in steps:
+                message = eccodes.codes_grib_new_from_samples("regular_ll_sfc_grib2")
+                for key, value in {**keys, "dataTime": 100 * run, "stepRange": step}.items():
+                    eccodes.codes_set(message, key, value)
+                eccodes.codes_set_values(message, 280 + 10 * (run + step) + FIELD[0].ravel())
+                eccodes.codes_write(message, file)
+                eccodes.codes_release(message)
+    view = SourceView(Source(str(tmp_path / "a.grib"), {"temp": "t2m"}))
+    np.testing.assert_array_equal(view.times, START + np.array(hours))
+    expected = 280 + 10 * np.array(hours)[:, None, None] + FIELD[0]
+    found = view.read(("temp",), slice(0, len(hours)))[:, 0]
+    np.testing.assert_allclose(found, expected, atol=0.01)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.grib"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 import xarray
 
-from aqnet.batch import Batch
+from aqnet.batch import Batch, Forecast
 from aqnet.evaluation.forecasts import zarr_files as forecasts
 from aqnet.grid import Grid
 from tests.evaluation.test_scorer import CONFIG, FIRST, GRID, LEADS, MASK, SHAPE, STATISTICS, UNITS
@@ -31,8 +31,9 @@ def test_xarray_opens_what_two_ranks_wrote(grid: Grid, tmp_path: Path):
     path = tmp_path / "forecasts.zarr"
     forecasts.create(path, TIMES, CONFIG, grid, UNITS)
     first, second = (forecasts.Writer(path, TIMES, CONFIG, grid, STATISTICS) for _ in range(2))
-    second.write(batch(FIRST + 18, FIRST + 24), values(FIRST + 18, FIRST + 24))  # one is not wanted
-    first.write(batch(FIRST, FIRST + 6), values(FIRST, FIRST + 6))
+    times = FIRST + 18, FIRST + 24  # one is not wanted
+    second.write(batch(*times), Forecast(values(*times)))
+    first.write(batch(FIRST, FIRST + 6), Forecast(values(FIRST, FIRST + 6)))
     assert not path.exists()
     forecasts.commit(path)
     with warnings.catch_warnings():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from aqnet.batch import Batch, Statistics
+from aqnet.batch import Batch, Forecast, Statistics
 from aqnet.evaluation import metrics
 from aqnet.evaluation.baselines import SIMPLE, Observed, transport
 from aqnet.evaluation.histograms import Records
@@ -102,7 +102,9 @@ def test_example_is_in_physical_units_and_hides_truth_outside_the_mask(tmp_path:
     batch = Batch(torch.rand(1, 5, 3, 4), torch.tensor([7]), torch.tensor([[3, 24]]), truth, mask)
     statistics = Statistics(("o3", "pm25"), MEAN, STD)
     forecast = torch.full((1, 2, 2, 3, 4), 2.0)
-    shown = example_forecast.of(batch, forecast, statistics, config(tmp_path), lambda hour: None)
+    shown = example_forecast.of(
+        batch, Forecast(forecast), statistics, config(tmp_path), lambda hour: None
+    )
     assert shown.wind is None and shown.truth is not None
     assert np.allclose(shown.forecast[:, 0], 100.0) and np.allclose(shown.forecast[:, 1], 110.0)
     assert np.array_equal(np.isfinite(shown.truth), mask[0].numpy())
