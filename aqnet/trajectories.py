@@ -257,5 +257,7 @@ def _nearest_in_domain(grid: Grid) -> Tensor:
     rim = nearest[(grid.mask & ~shut).flatten()]
     place = _on_the_sphere(grid).flatten(1).T
     for part in outside.split(_CHUNK) if len(rim) else ():
-        nearest[part] = rim[(place[part] @ place[rim].T).argmax(dim=1)]
+        # rounded to some 10 m, so that of cells as near as each other the first is taken
+        closeness = (place[part] @ place[rim].T).round(decimals=12)
+        nearest[part] = rim[closeness.argmax(dim=1)]
     return nearest

@@ -23,7 +23,7 @@ def problems(config: Config) -> Iterator[str]:
 
 _MAY_BE_ZERO = re.compile(
     r"seed|validation\.maps|model\.(decoder_depth|drop_path|drop_rate)"
-    r"|train\.(weight_decay|warmup_steps|workers"
+    r"|train\.(weight_decay|warmup_steps|workers|weather_dropout"
     r"|(target_weights|lead_time_weights|learning_rate_factors)\..*)"
 )
 
@@ -76,7 +76,7 @@ def _wrong_numbers(config: Config) -> Iterator[str]:
         for number in _numbers(attrgetter(key)(config)):
             if number > most:
                 yield f"{key} is {number}; it may be at most {most}"
-    for key in ("model.drop_path", "model.drop_rate", "train.ema_decay"):
+    for key in ("model.drop_path", "model.drop_rate", "train.ema_decay", "train.weather_dropout"):
         share = attrgetter(key)(config)
         if share is not None and share >= 1:
             yield f"{key} must be below 1, found {share}"
@@ -153,6 +153,7 @@ def _wrong_model(config: Config) -> Iterator[str]:
     if model.transport != "off" and not {"u", "v"} <= set(data.variables):
         lacks = "but data.variables lacks u or v; set model.transport: off"
         yield f"model.transport is {model.transport}, {lacks}"
+    yield from _hidden_wind(config)
     if "elevation" not in data.variables:
         lacks = "but data.variables lacks elevation"
         if model.compatibility not in ("none", "aq_net2"):
@@ -178,6 +179,18 @@ def _wrong_model(config: Config) -> Iterator[str]:
                 f"model.transport is {model.transport}, but the target {target!r} is not in "
                 "data.variables; add it there or set model.transport: off"
             )
+
+
+def _hidden_wind(config: Config) -> Iterator[str]:
+    """A conditioned pass must not follow air by a wind after its own lead time."""
+    data, model = config.data, config.model
+    if model.transport != "off" and model.lead_time_mode == "conditioned" and config.wind_hours[1:]:
+        for lead in data.lead_times:
+            if lead not in data.weather_hours:
+                yield (
+                    f"data.weather_hours: {lead} h, one of data.lead_times, is missing; with "
+                    "model.lead_time_mode: conditioned the wind must be known at each of them"
+                )
 
 
 def _wrong_quantiles(levels: tuple[float, ...]) -> Iterator[str]:

@@ -129,6 +129,7 @@ class Train:
     target_weights: dict[str, float] = field(default_factory=dict)
     lead_time_weights: dict[str, float] = field(default_factory=dict)
     ema_decay: float | None = None
+    weather_dropout: float = 0.1
     patience: int | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
@@ -191,6 +192,12 @@ class Config:
             *(Channel(name, hours) for hours in data.weather_hours for name in data.weather),
             *(Channel(name, days=days) for days in data.recent_days for name in data.targets),
         )
+
+    @property
+    def wind_hours(self) -> tuple[int, ...]:
+        """Hours after the input time at which the inputs have a wind, ascending."""
+        to_come = {"u", "v"} <= set(self.data.weather)
+        return (0, *sorted(self.data.weather_hours)) if to_come else (0,)
 
     @property
     def input_variables(self) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,8 +28,8 @@ class FirstForecast(NamedTuple):
     Attributes:
         rho: float32, shape [K, T]; 0 where nothing is known.
         there: likewise; None without transport.
-        speed, turn: what moves the air is the wind of the input time times `speed`, turned
-            counter-clockwise by `turn` degrees.
+        speed, turn: what moves the air is the wind times `speed`, turned counter-clockwise by
+            `turn` degrees.
     """
 
     rho: Tensor
@@ -52,7 +53,7 @@ def fit(dataset: ForecastDataset, device: torch.device) -> FirstForecast:
     regression on both values, as the geometric mean over lead times and targets. (Those that move
     the field itself best would be too slow: a path too short costs less than a wrong one.)
     """
-    paths = None
+    paths, hours = None, dataset.config.wind_hours
     speed, turn = 1.0, 0.0
     if dataset.config.model.transport != "off":
         paths = Trajectories(dataset.grid, dataset.config.data.lead_times).to(device)
@@ -62,7 +63,7 @@ def fit(dataset: ForecastDataset, device: torch.device) -> FirstForecast:
         moved = torch.zeros_like(later)
         if paths is not None:
             u, v = _wind(dataset, time, device)
-            points = paths.departures(u, v, speed=speed, turn=turn)
+            points = paths.departures(u, v, hours, speed, turn)
             moved = sample(now[None], points)[0].nan_to_num(0.0)
         sums = sums + _products(now, moved, later, pair)
     here, there, _ = _solved(sums)
@@ -100,7 +101,7 @@ def _left(
     for time, now, later, pair in _items(dataset, WIND_ITEMS, device):
         wind = _wind(dataset, time, device)
         u, v = (part.expand(len(candidates), -1, -1, -1) for part in wind)
-        points = paths.departures(u, v, speed=speed, turn=turn)
+        points = paths.departures(u, v, dataset.config.wind_hours, speed, turn)
         moved = sample(now.expand(len(candidates), -1, -1, -1), points)
         known = pair & moved.isfinite().all(dim=0)
         sums = sums + _products(now, moved.nan_to_num(0.0), later, known)
@@ -124,10 +125,12 @@ def _items(
 
 
 def _wind(dataset: ForecastDataset, time: int, device: torch.device) -> Tensor:
-    """Eastward and northward, m/s, [2, 1, 1, H, W]."""
-    wind = dataset.reader.wind(time)
-    assert wind is not None
-    return torch.from_numpy(wind)[:, None, None].to(device)
+    """Eastward and northward at the hours that the model knows, m/s, [2, 1, N, H, W]."""
+    hours = dataset.config.wind_hours
+    missing = np.full((2, *dataset.grid.shape), np.nan, np.float32)
+    winds = [dataset.reader.wind(time + hour) for hour in hours]
+    present = [missing if wind is None else wind for wind in winds]
+    return torch.from_numpy(np.stack(present, axis=1))[:, None].to(device)
 
 
 def _products(now: Tensor, moved: Tensor, later: Tensor, known: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from aqnet.batch import Forecast, Statistics
-from aqnet.config import Config, Model
+from aqnet.config import Channel, Config, Model
 from aqnet.errors import AqnetError
 from aqnet.grid import Grid
 from aqnet.model.bias import Places
@@ -28,6 +28,7 @@ from aqnet.model.positions import (
 )
 from aqnet.model.quantiles import QuantileHead, a_few, stretched
 from aqnet.model.transport import Brought, Transport, along_wind, moves_fields
+from aqnet.model.weather import WeatherToCome
 from aqnet.model.weights.compatibility import bias_block, has_biased_block
 from aqnet.model.wind_scan import WindScan
 
@@ -54,6 +55,7 @@ class ClimaX(nn.Module):
     elevation_km: Tensor
     lead_times: Tensor
     target_channels: Tensor
+    wind_channels: Tensor
     wind_mean: Tensor
     wind_std: Tensor
     stretch: Tensor
@@ -66,6 +68,7 @@ class ClimaX(nn.Module):
         self.model, self.grid_shape = model, grid.shape
         self.variables, self.targets = config.data.variables, config.data.targets
         self.joint = model.lead_time_mode == "joint"
+        self.sees_weather = bool(config.data.weather)
         self.lead_time_unit = lead_time_unit(model)
         self._make_buffers(config, grid, statistics)
         self._make_parameters(config, len(config.input_variables))
@@ -79,6 +82,8 @@ class ClimaX(nn.Module):
             self.scan.sort_windows(patches.elevation_km[tokens], self.model.window)
         if self.model.transport != "off":
             self.transport = Transport(config, grid, patches, tokens)
+        if config.data.weather:
+            self.weather = WeatherToCome(config.input_channels, config.train.weather_dropout)
         buffers = {
             "tokens": tokens,
             "lat": patches.lat[tokens],
@@ -91,7 +96,9 @@ class ClimaX(nn.Module):
             buffers["target_channels"] = torch.tensor(channels)
         if self.model.scan == "wind" or self.model.transport != "off":
             mean, std = statistics.of(("u", "v"))
-            self.wind_channels = [self.variables.index(name) for name in ("u", "v")]
+            hours, inputs = config.wind_hours, config.input_channels
+            rows = [[inputs.index(Channel(name, hour)) for hour in hours] for name in ("u", "v")]
+            buffers |= {"wind_channels": torch.tensor(rows)}
             buffers |= {"wind_mean": mean.float(), "wind_std": std.float()}
         for name, tensor in buffers.items():
             self.register_buffer(name, tensor, persistent=False)
@@ -207,13 +214,15 @@ class ClimaX(nn.Module):
         if lead_time.device.type == "cpu" and not torch.compiler.is_compiling():
             self.check_lead_time(lead_time)
         batch, num_leads = lead_time.shape
+        if self.sees_weather:
+            fields = self.weather(fields)
         matches = lead_time.unsqueeze(-1) == self.lead_times
         height, width = self.grid_shape
         brought = self.bring(fields, matches.int().argmax(dim=-1))
         patch = self.model.patch
         padded = F.pad(fields, (0, -width % patch, 0, -height % patch), value=float("nan"))
         sector = self._sectors(padded)
-        x = self._embed(padded, sector)
+        x = self._embed(padded, sector, lead_time)
         x = self._add_times(x, time, lead_time)
         if brought.targets is not None:
             x = x + self.transport.embedded(brought.targets)
@@ -257,7 +266,8 @@ class ClimaX(nn.Module):
         moving = None
         if moves_fields(self.model):
             moving = fields.index_select(1, self.target_channels)
-        brought: Brought = self.transport(*self._wind(fields), moving, own)
+        u, v = self._wind(fields, self.wind_channels)
+        brought: Brought = self.transport(u, v, moving, own)
         return brought
 
     def _change(self, fields: Tensor, moved: Tensor | None, matches: Tensor) -> Tensor:
@@ -271,21 +281,28 @@ class ClimaX(nn.Module):
             change = change + rho[..., None, None] * moved.nan_to_num(0.0)
         return change
 
-    def _wind(self, fields: Tensor) -> list[Tensor]:
-        """Eastward and northward wind of the input time in m/s, [B, H, W] each."""
-        return [
-            fields[:, channel] * self.wind_std[index] + self.wind_mean[index]
-            for index, channel in enumerate(self.wind_channels)
-        ]
+    def _wind(self, fields: Tensor, channels: Tensor) -> tuple[Tensor, ...]:
+        """Eastward and northward wind in m/s, [B, N, H, W] each, of channels [2, N]."""
+        wind = fields.index_select(1, channels.flatten()).unflatten(1, channels.shape)
+        std, mean = (part.view(2, 1, 1, 1) for part in (self.wind_std, self.wind_mean))
+        return (wind * std + mean).unbind(1)
 
     def _sectors(self, fields: Tensor) -> Tensor:
         """Sector of each sample (and region), int64, [B, R * C]."""
         if self.model.scan == "raster":
             return self.scan.calm(fields.shape[0])
-        return self.scan.sectors(*self._wind(fields))
+        u, v = self._wind(fields, self.wind_channels[:, :1])
+        return self.scan.sectors(u[:, 0], v[:, 0])
 
-    def _embed(self, fields: Tensor, sector: Tensor) -> Tensor:
-        """Fields [B, V, H, W] to tokens [B, L, D] with position and scan."""
+    def _embed(self, fields: Tensor, sector: Tensor, lead_time: Tensor) -> Tensor:
+        """Fields [B, V, H, W] to tokens [B, L, D] with position and scan.
+
+        The passes of a conditioned model share them, but for weather, of which each sees its own
+        part: then [B * K, L, D].
+        """
+        if self.sees_weather and not self.joint:
+            fields = self.weather.until(fields, lead_time)
+            sector = sector.repeat_interleave(lead_time.shape[1], dim=0)
         pixels = patch_pixels(fields, self.model.patch).index_select(1, self.tokens)
         present = None
         if self.model.missing == "ignore":
@@ -304,12 +321,14 @@ class ClimaX(nn.Module):
         return result
 
     def _add_times(self, x: Tensor, time: Tensor, lead_time: Tensor) -> Tensor:
-        """Calendar and lead time; conditioned: [B, L, D] -> [B * K, L, D]."""
+        """Calendar and lead time; conditioned: [B * K, L, D]."""
         target_time = time.unsqueeze(1) + lead_time
         if not self.joint:
             num_leads = lead_time.shape[1]
             hours = lead_time.reshape(-1, 1, 1).to(x.dtype) / self.lead_time_unit
-            x = x.repeat_interleave(num_leads, dim=0) + self.lead_time_embed(hours)
+            if not self.sees_weather:
+                x = x.repeat_interleave(num_leads, dim=0)
+            x = x + self.lead_time_embed(hours)
             time, target_time = time.repeat_interleave(num_leads), target_time.reshape(-1, 1)
         if self.model.calendar == "off":
             return x

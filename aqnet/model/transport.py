@@ -33,7 +33,7 @@ class Brought(NamedTuple):
 
 
 class Transport(nn.Module):
-    """The air's paths to all cells and lead times, by the wind of the input time.
+    """The air's paths to all cells and lead times, by the wind of the input time and those to come.
 
     `speed` and `turn` (saved) say how what moves the air differs from the stored wind, which is
     that of one height: the factor of its speed, and degrees counter-clockwise. `embed` makes of
@@ -54,6 +54,7 @@ class Transport(nn.Module):
         self.patch = model.patch
         self.joint = model.lead_time_mode == "joint"
         self.along_wind = along_wind(model)
+        self.wind_hours = config.wind_hours
         self.trajectories = Trajectories(grid, lead_times)
         self.register_buffer("speed", torch.ones(()))
         self.register_buffer("turn", torch.zeros(()))
@@ -78,13 +79,11 @@ class Transport(nn.Module):
         """Follow the air back from the lead times.
 
         Args:
-            u, v: wind [m/s], NaN where missing, shape [B, H, W].
+            u, v: wind [m/s] at the N `wind_hours`, NaN where missing, shape [B, N, H, W].
             targets: normalised, NaN where missing, shape [B, T, H, W]; None: they are not moved.
             own: numbers of the lead times asked for, shape [B, K]; joint: all of them.
         """
-        points = self.trajectories.departures(
-            u.unsqueeze(1), v.unsqueeze(1), speed=self.speed, turn=self.turn
-        )
+        points = self.trajectories.departures(u, v, self.wind_hours, self.speed, self.turn)
         displacement = self._displacement(points) if self.along_wind else None
         if self.joint:
             return Brought(None if targets is None else sample(targets, points), displacement)

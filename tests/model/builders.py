@@ -25,17 +25,22 @@ def grid(height: int = 8, width: int = 12) -> Grid:
     return Grid(lat, lon, 4000 * torch.rand(height, width, generator=generator), mask)
 
 
-def config_of(**settings: Any) -> Config:
-    """A small model with `settings` in place of its defaults."""
+def config_of(more: dict[str, Any] | None = None, **settings: Any) -> Config:
+    """A small model with `settings` in place of its defaults; `more` keys of `data`."""
     model = {"embed_dim": 16, "depth": 3, "num_heads": 2, "mlp_ratio": 2.0, "window": 7}
     split = {"train": ["2013"], "validation": ["2014"], "test": ["2015"]}
     data = {"stores": "s", "variables": VARIABLES, "targets": TARGETS, "lead_times": LEADS}
-    tree = {"run_dir": "r", "data": {**data, "split": split}, "train": {"max_steps": 1}}
+    tree = {
+        "run_dir": "r",
+        "data": {**data, "split": split, **(more or {})},
+        "train": {"max_steps": 1},
+    }
     return from_dict({**tree, "model": {**model, **settings}}, "test")
 
 
 def model_of(where: Grid | None = None, random: bool = True, **settings: Any) -> ClimaX:
-    """A small float64 model in evaluation mode; `random` gives every parameter an effect."""
+    """A small float64 model in evaluation mode; `random` gives every parameter an effect; settings
+    are those of `config_of`."""
     torch.manual_seed(0)
     result = ClimaX(config_of(**settings), where or grid(), STATISTICS).double().eval()
     if random:

@@ -145,7 +145,7 @@ def test_change_prediction_along_the_wind_starts_at_what_the_air_brings():
     model.start_from(here, there, 1.5, -20.0)
     assert (model.transport.speed, model.transport.turn) == (1.5, -20.0)
     fields, *times = inputs()
-    moved = model.transport(*model._wind(fields), fields[:, 3:5], torch.arange(4).expand(2, 4))
+    moved = model.bring(fields, torch.arange(4).expand(2, 4))
     expected = here[:, :, None, None] * fields[:, None, 3:5].nan_to_num(0.0)
     expected = expected + there[:, :, None, None] * moved.targets.nan_to_num(0.0)
     out = model(fields, *times)

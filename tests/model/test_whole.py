@@ -9,6 +9,7 @@ from torch import Tensor
 from aqnet.batch import Statistics
 from aqnet.model.climax import ClimaX
 from tests.model.builders import VARIABLES, config_of, grid, inputs
+from tests.model.test_weather import WEATHER, with_weather
 from tests.reference.climax import PlainClimaX
 
 # a wind whose normalised values alone would point elsewhere
@@ -35,6 +36,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "attention along the wind alone": {"transport": "attention", "predict": "value"},
     "along the wind in windows": {"attention": "window", "terrain": {"enabled": False}},
     "no transport": {"transport": "off"},
+    "weather to come": {"more": WEATHER},
+    "weather to come, conditioned": {"more": WEATHER, "lead_time_mode": "conditioned"},
     "no transport, flat, in windows": {
         "transport": "off",
         "attention": "window",
@@ -69,7 +72,7 @@ def test_forecast_and_gradients_are_those_of_the_plain_model(
         model.transport.turn.fill_(-15.0)
     plain = PlainClimaX(config, grid(), STATISTICS).double()
     plain.load_state_dict(model.state_dict())
-    fields, *times = inputs()
+    fields, *times = with_weather() if "more" in settings else inputs()
     fields[0, :2, 3:6, 2:9], fields[0, :2, 0] = torch.nan, torch.nan  # no wind there
     found, expected = model(fields.to(dtype), *times), plain(fields.to(dtype).double(), *times)
     assert torch.equal(found.isnan(), expected.isnan())

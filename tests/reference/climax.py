@@ -140,7 +140,9 @@ class PlainClimaX(nn.Module):
     def forward(self, fields: Tensor, time: Tensor, lead_time: Tensor) -> Tensor:
         """[B, V, H, W], [B], [B, K] to [B, K, T, H, W]."""
         batch, leads = lead_time.shape
-        embedded = self.embed(fields)
+        to_come = [
+            channel.hours if channel.to_come else 0 for channel in self.config.input_channels
+        ]
         groups = [list(range(leads))] if self.joint else [[k] for k in range(leads)]
         forecasts = []
         for sample in range(batch):
@@ -149,7 +151,9 @@ class PlainClimaX(nn.Module):
             parts = []
             for group in groups:
                 hours = lead_time[sample, group].tolist()
-                x = embedded[sample, self.tokens] + self.pos_embed[0, self.tokens]
+                seen = fields[sample].clone()
+                seen[[at for at, hour in enumerate(to_come) if hour > max(hours)]] = torch.nan
+                x = self.embed(seen[None])[0, self.tokens] + self.pos_embed[0, self.tokens]
                 if self.config.model.scan_embedding:
                     x = x + self.scan_embed(self.fractions(fields[sample], orders[0]).to(x.dtype))
                 x = x + self.times(int(time[sample]), hours, x.dtype)
@@ -163,23 +167,28 @@ class PlainClimaX(nn.Module):
             forecasts.append(torch.cat(parts) + start)
         return torch.stack(forecasts)
 
-    def physical_wind(self, field: Tensor) -> list[Tensor]:
-        """u, v [H, W] in m/s of field [V, H, W]."""
+    def physical_wind(self, field: Tensor, hour: int = 0) -> list[Tensor]:
+        """u, v [H, W] in m/s of field [V, H, W], some hours after the input time."""
         mean, std = self.statistics.of(("u", "v"))
+        names = [name if hour == 0 else f"{name}@+{hour}h" for name in ("u", "v")]
         return [
-            field[self.variables.index(name)].double() * std[at] + mean[at]
-            for at, name in enumerate(("u", "v"))
+            field[self.config.input_variables.index(name)].double() * std[at] + mean[at]
+            for at, name in enumerate(names)
         ]
 
     def departures(self, field: Tensor) -> dict[int, Tensor] | None:
         """Row and column [2, H, W] of the air that arrives at each lead time."""
         if self.config.model.transport == "off":
             return None
-        u, v = (part.numpy() for part in self.physical_wind(field))
+        times = [0, *sorted(self.config.data.weather_hours)]
+        if not {"u", "v"} <= set(self.config.data.weather):
+            times = [0]
+        winds = [[part.numpy() for part in self.physical_wind(field, time)] for time in times]
+        by_time = {time: (u, v) for time, (u, v) in zip(times, winds, strict=True)}
         hours = list(self.config.data.lead_times)
         places = (self.grid.lat.numpy(), self.grid.lon.numpy(), self.grid.mask.numpy())
         factors = float(self.transport.speed), float(self.transport.turn)
-        points = trajectories.departures(*places, (u, v), hours, *factors)
+        points = trajectories.departures(*places, by_time, hours, *factors)
         return dict(zip(hours, torch.from_numpy(points), strict=True))
 
     def moved(self, field: Tensor, points: dict[int, Tensor], hours: list[int]) -> Tensor:

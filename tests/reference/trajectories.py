@@ -15,38 +15,82 @@ def departures(
     lat: Field,
     lon: Field,
     mask: NDArray[np.bool_],
-    wind: tuple[Field, Field],
+    winds: dict[int, tuple[Field, Field]],
     hours: list[int],
     speed: float,
     turn: float,
 ) -> Field:
-    """Row and column [K, 2, H, W] of the air that reaches each cell, by a steady wind (u, v)."""
+    """Row and column [K, 2, H, W] of the air that reaches each cell after `hours`, by winds (u, v)
+    at some hours, ascending: a single one is held."""
     angle = math.radians(turn)
-    u, v = filled(lat, lon, mask, *wind)
-    u, v = (
-        speed * (math.cos(angle) * u - math.sin(angle) * v),
-        speed * (math.sin(angle) * u + math.cos(angle) * v),
-    )
-    rows, columns = per_hour(lat, lon, u, v)
+    rates: dict[int, tuple[Field, Field]] = {}
+    for time, wind in winds.items():
+        u, v = filled(lat, lon, mask, *wind)
+        turned = (
+            speed * (math.cos(angle) * u - math.sin(angle) * v),
+            speed * (math.sin(angle) * u + math.cos(angle) * v),
+        )
+        if rates and not (np.isfinite(wind[0]) & np.isfinite(wind[1]) & mask).any():
+            rates[time] = list(rates.values())[-1]  # the wind of the hour before
+        else:
+            rates[time] = per_hour(lat, lon, *turned)
+    follow = held if len(winds) == 1 else varying
     result = np.empty((len(hours), 2, *lat.shape))
-    for row, column in np.ndindex(*lat.shape):
-        at, time = (float(row), float(column)), 0
-        for hour in sorted(hours):
-            for step in steps(time, hour):
-                at = stepped(at, rows, columns, step)
-            result[hours.index(hour), :, row, column] = at
-            time = hour
+    for cell in np.ndindex(*lat.shape):
+        for hour, at in follow((float(cell[0]), float(cell[1])), rates, sorted(hours)).items():
+            result[(hours.index(hour), slice(None), *cell)] = at
     return result
 
 
-def stepped(at: tuple[float, float], rows: Field, columns: Field, step: float) -> tuple[float, ...]:
+Rates = dict[int, tuple[Field, Field]]
+Place = tuple[float, ...]
+
+
+def held(at: Place, rates: Rates, hours: list[int]) -> dict[int, Place]:
+    """The path to a later hour goes on from that to the one before."""
+    found, time = {}, 0
+    (rate,) = rates.values()
+    for hour in hours:
+        for step in steps(time, hour):
+            at = stepped(at, rate, rate, step)
+        found[hour], time = at, hour
+    return found
+
+
+def varying(start: Place, rates: Rates, hours: list[int]) -> dict[int, Place]:
+    """Each path from its own hour."""
+    found = {}
+    for number, hour in enumerate(hours):
+        at = start
+        for first, last in reversed(list(zip([0, *hours][: number + 1], hours, strict=False))):
+            time = float(last)
+            for step in steps(first, last):
+                at = stepped(at, at_time(rates, time), at_time(rates, time - step / 2), step)
+                time -= step
+        found[hour] = at
+    return found
+
+
+def at_time(rates: Rates, time: float) -> tuple[Field, Field]:
+    """Linear between the hours, held beyond."""
+    before = [hour for hour in rates if hour <= time]
+    after = [hour for hour in rates if hour > time]
+    if not before or not after:
+        return rates[before[-1] if before else after[0]]
+    share = (time - before[-1]) / (after[0] - before[-1])
+    one, other = rates[before[-1]], rates[after[0]]
+    rows, columns = ((1 - share) * a + share * b for a, b in zip(one, other, strict=True))
+    return rows, columns
+
+
+def stepped(
+    at: Place, arriving: tuple[Field, Field], halfway: tuple[Field, Field], step: float
+) -> Place:
     """One midpoint step back."""
-    first = (read(rows, *at), read(columns, *at))
-    middle = (at[0] - step / 2 * first[0], at[1] - step / 2 * first[1])
-    second = (read(rows, *middle), read(columns, *middle))
+    middle = [place - step / 2 * read(rate, *at) for place, rate in zip(at, arriving, strict=True)]
     return tuple(
-        min(max(place - step * rate, 0.0), size - 1.0)
-        for place, rate, size in zip(at, second, rows.shape, strict=True)
+        min(max(place - step * read(rate, *middle), 0.0), size - 1.0)
+        for place, rate, size in zip(at, halfway, arriving[0].shape, strict=True)
     )
 
 
@@ -84,8 +128,8 @@ def filled(
     result = (u.copy(), v.copy())
     domain = np.argwhere(mask)
     for row, column in np.argwhere(~known):
-        far = [angle(lat, lon, (row, column), (r, c)) for r, c in domain]
-        r, c = domain[int(np.argmin(far))]
+        near = [closeness(lat, lon, (row, column), (r, c)) for r, c in domain]
+        r, c = domain[int(np.argmax(near))]  # the first of those as near as each other
         if mask[row, column]:
             r, c = row, column
         for field, values in zip(result, (u, v), strict=True):
@@ -96,10 +140,9 @@ def filled(
     return result
 
 
-def angle(lat: Field, lon: Field, one: tuple[int, int], other: tuple[int, int]) -> float:
-    """Between two cells, radians."""
-    dot = float(np.dot(place(lat[one], lon[one]), place(lat[other], lon[other])))
-    return math.acos(min(1.0, max(-1.0, dot)))
+def closeness(lat: Field, lon: Field, one: tuple[int, int], other: tuple[int, int]) -> float:
+    """Cosine of the angle between two cells."""
+    return round(float(np.dot(place(lat[one], lon[one]), place(lat[other], lon[other]))), 12)
 
 
 def place(lat: float, lon: float) -> Field:
