@@ -124,7 +124,7 @@ def _onto(
     whole, everywhere = (slice(None), slice(None)), np.ones(ours.shape, bool)
     target = ours.lat.numpy(), ours.lon.numpy()
     if same_place(lat, lon, *target):
-        return whole, lambda fields: fields.astype(np.float32), everywhere
+        return whole, _as_float32, everywhere
     if data.resample != "none" and data.shape is not None:
         resampler = Resampler(data.resample, lat, lon, data.shape)
         if same_place(resampler.lat, resampler.lon, *target):
@@ -132,6 +132,10 @@ def _onto(
     cut = _near(lat, lon, *target)
     regridder = Regridder(lat[cut], lon[cut], *target)
     return cut, regridder, regridder.covered
+
+
+def _as_float32(fields: NDArray[np.float64]) -> Array:  # a lambda cannot be sent to other ranks
+    return fields.astype(np.float32)
 
 
 def _near(lat: Floats, lon: Floats, target_lat: Floats, target_lon: Floats) -> Cut:

@@ -1,5 +1,6 @@
 """Weather forecasts from files: which values reach which channel and hour of an item."""
 
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -120,6 +121,22 @@ def test_variables_may_lie_in_files_of_their_own_and_one_may_be_lacking(folder, 
         copied = tmp_path / "u2.nc"
         copied.write_bytes(Path(paths[1]).read_bytes())
         forecast([str(tmp_path / "*.nc")], settings(folder, "u", "temp", "v"))
+
+
+def test_forecasts_of_the_models_own_grid_stay_as_they_are_and_can_be_sent_to_other_ranks(
+    folder, tmp_path
+):
+    where = grid()
+    dims = {
+        "time": np.array(float(START)),
+        "step": np.array([3.0]),
+        "latitude": where.lat[:, 0].numpy(),
+        "longitude": where.lon[0].numpy(),
+    }
+    values = np.random.default_rng(0).uniform(250, 300, (1, *where.shape)).astype(np.float32)
+    path = write_file(tmp_path / "a.nc", dims, {"t2m": values}, t2m="K", step="hours")
+    given = pickle.loads(pickle.dumps(forecast([path], settings(folder, "temp"))))
+    np.testing.assert_array_equal(given.weather_at(START, START + 3), values)
 
 
 def test_humidity_comes_from_temperature_and_dew_point(folder, tmp_path):
