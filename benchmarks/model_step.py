@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from aqnet.model.bias import Places
+from aqnet.model.block import Blocks
 from aqnet.model.positions import patches_of
 from aqnet.model.wind_scan import WindScan
 from benchmarks import model_parts as parts
@@ -193,7 +195,8 @@ def scan_cost(part: Part) -> dict[str, float]:
     build = min(timed(lambda: WindScan(patches, tokens)) for _ in range(3))
     fields, *_ = parts.sample(part, config)
     x = torch.randn(1, len(tokens), config.model.embed_dim)
-    model.blocks = nn.ModuleList(Unmoved() for _ in model.blocks)
+    places = Places(model.elevation_km.unsqueeze(0))
+    blocks = Blocks(model.model, [Unmoved() for _ in model.blocks])
     with torch.no_grad():
         sector = model._sectors(fields)
         once = [
@@ -201,7 +204,7 @@ def scan_cost(part: Part) -> dict[str, float]:
             for run in (
                 lambda: model._sectors(fields),
                 lambda: model._scan_embedding(sector, x.dtype),
-                lambda: model._transform(x, model.elevation_km, sector),
+                lambda: blocks(x, places, model.scan, sector),
             )
         ]
     return {"build": build, "sample": sum(once)}
@@ -210,7 +213,7 @@ def scan_cost(part: Part) -> dict[str, float]:
 class Unmoved(nn.Module):
     """A block that does nothing, so that only the way of the tokens costs time."""
 
-    def forward(self, x: Tensor, elevation_km: Tensor) -> Tensor:
+    def forward(self, x: Tensor, places: Places) -> Tensor:
         return x
 
 

@@ -3,19 +3,16 @@ and change prediction."""
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from aqnet.batch import Forecast, Statistics
 from aqnet.config import Channel, Config, Model
 from aqnet.errors import AqnetError
 from aqnet.grid import Grid
 from aqnet.model.bias import Places
-from aqnet.model.block import Block, has_terrain, initialise, zero_linear
+from aqnet.model.block import Block, Blocks, has_terrain, initialise, zero_linear
 from aqnet.model.calendar import calendar_features, calendar_size
 from aqnet.model.embedding import TokenEmbeds, VariableAggregation, patch_pixels
 from aqnet.model.positions import (
@@ -124,9 +121,12 @@ class ClimaX(nn.Module):
             self.lead_time_embed = nn.Linear(1, dim)
         rates = torch.linspace(0.0, model.drop_path, model.depth).tolist()
         paths = config.data.lead_times if along_wind(model) else ()
-        self.blocks = nn.ModuleList(
-            Block(model, rate, has_terrain(model, number), paths)
-            for number, rate in enumerate(rates)
+        self.blocks = Blocks(
+            model,
+            [
+                Block(model, rate, has_terrain(model, number), paths)
+                for number, rate in enumerate(rates)
+            ],
         )
         if has_biased_block(model):
             bias_block(self.blocks[0], model, self.patch_shape)
@@ -228,7 +228,8 @@ class ClimaX(nn.Module):
             x = x + self.transport.embedded(brought.targets)
         passes = x.shape[0] // batch
         places = self._places(padded, brought, passes)
-        x = self._transform(self.pos_drop(x), places, sector.repeat_interleave(passes, dim=0))
+        sector = sector.repeat_interleave(passes, dim=0)
+        x = self.blocks(self.pos_drop(x), places, self.scan, sector)
         x = self.norm(x)
         forecast = self._to_fields(self.head(x).to(fields.dtype), batch, num_leads)[0]
         forecast = forecast[..., :height, :width]
@@ -349,30 +350,6 @@ class ClimaX(nn.Module):
             elevation = pixels.mean(dim=(2, 3)).repeat_interleave(passes, dim=0)
         return Places(elevation, position, brought.displacement)
 
-    def _transform(self, x: Tensor, places: Places, sector: Tensor) -> Tensor:
-        """The blocks, on tokens [N, L, D]; sector [N, R * C]."""
-        if self.model.attention == "global":
-            for block in self.blocks:
-                x = self._run(block, x, places)
-            return x
-        order, rank = self.scan.both_ways(sector[:, 0])
-        there = [places.each(partial(_gather, index=rows)) for rows in order]
-        turn = [rank[0].gather(1, order[1]), rank[1].gather(1, order[0])]
-        x = _gather(x, order[0])
-        for number, block in enumerate(self.blocks):
-            here = number % 2
-            x = self._run(block, x, there[here])
-            last = number + 1 == len(self.blocks)
-            x = _gather(x, rank[here] if last else turn[here])
-        return x
-
-    def _run(self, block: nn.Module, x: Tensor, places: Places) -> Tensor:
-        if self.model.activation_checkpointing and self.training:
-            result: Tensor = checkpoint(block, x, places, use_reentrant=False)
-            return result
-        result = block(x, places)
-        return result
-
     def _to_fields(self, x: Tensor, batch: int, num_leads: int) -> Tensor:
         """Numbers of tokens, laid out (row, column, lead time, target, kind), as fields of each
         kind, [kinds, B, K, T, h * p, w * p]."""
@@ -404,12 +381,3 @@ def _check(model: Model, grid: Grid) -> None:
         raise AqnetError(
             "model.terrain.enabled is true, but the store has no elevation; set it to false"
         )
-
-
-def _gather(x: Tensor, index: Tensor) -> Tensor:
-    """Tokens [N, L, ...], or one sequence of them for all samples, in the order `index` [N, L]."""
-    # whole rows at once: gather would look up every number of a token
-    if x.shape[0] < index.shape[0]:
-        return x[0].index_select(0, index.flatten()).unflatten(0, index.shape)
-    first = torch.arange(x.shape[0], device=x.device).unsqueeze(1) * x.shape[1]
-    return x.flatten(0, 1).index_select(0, (index + first).flatten()).unflatten(0, index.shape)

@@ -39,6 +39,7 @@ AQ_NET2 = {
     "missing": "fill",
     "lead_time_mode": "conditioned",
     "predict": "value",
+    "transport": "off",
     "terrain": {"enabled": False},
 }
 
