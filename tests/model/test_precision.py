@@ -80,6 +80,5 @@ def test_train_py_trains_in_bf16(tiny: dict[str, Any], tmp_path: Path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
-@pytest.mark.slow
 def test_train_py_trains_compiled(tiny: dict[str, Any], tmp_path: Path):
     trains(tiny, tmp_path, "train.compile=true")
