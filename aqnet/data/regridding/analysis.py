@@ -89,7 +89,7 @@ class Analysis:
         shape = rows.stop - rows.start, len(names), *self._grid.lat.shape
         fields = np.full(shape, np.nan, np.float32)
         if needed:
-            self._view.check_variables(needed, rows)
+            self._view.check_variables(self._inputs, rows)  # those of the other kind too, at once
             places = [names.index(name) for name in needed]
             fields[:, places] = self._grid.read(needed, rows)
         return fields
