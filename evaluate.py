@@ -18,22 +18,24 @@ from aqnet import distributed, errors
 from aqnet.batch import Batch, Forecast, Statistics
 from aqnet.checkpoint import files as checkpoint_files
 from aqnet.checkpoint.files import Loaded
-from aqnet.config import Config, periods
+from aqnet.config import Config, channel, periods
 from aqnet.data.dataset import ForecastDataset, target_fields
 from aqnet.data.items import ItemReader
 from aqnet.data.layout import Layout
 from aqnet.data.loader import collate, loader
 from aqnet.data.record import Fields, TimeIndex, open_stores
 from aqnet.data.regridding import analysis
+from aqnet.data.regridding.weather_forecast import WeatherForecast
 from aqnet.data.sampler import EvaluationSampler
 from aqnet.data.sources import forecast_files, limits
 from aqnet.data.store import Store
+from aqnet.data.weather import STORED, Stored
 from aqnet.distributed import say
 from aqnet.errors import AqnetError, at_least
 from aqnet.evaluation import baselines, checkpoint_forecast, run, stations
 from aqnet.evaluation.baselines import distributions
 from aqnet.evaluation.forecasts import zarr_files as forecasts
-from aqnet.evaluation.report import example_forecast, results
+from aqnet.evaluation.report import example_forecast, page, results
 from aqnet.evaluation.studies import compare
 from aqnet.grid import Grid
 from aqnet.model.climax import ClimaX
@@ -61,11 +63,19 @@ def main() -> int:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Refuse options that do not go together."""
+    """Refuse options that do not go together; put `key=value` among --weather's files aside."""
     if bool(options.compare) == bool(options.checkpoint):
         raise AqnetError("give either --checkpoint RUN_DIR or --compare RUN_A RUN_B")
     if options.source and not options.forecast:
         raise AqnetError("--source needs --forecast TIME; a split is scored on the stores")
+    # argparse gives the key=value at the end of the line to the files before it
+    after = [text for text in options.weather if "=" in text and not Path(text).exists()]
+    options.weather = [text for text in options.weather if text not in after]
+    options.overrides = [*options.overrides, *after]
+    if len(options.weather) > 1 and set(options.weather) & set(STORED):
+        raise AqnetError(
+            f"--weather {' '.join(options.weather)}: give one of {', '.join(STORED)}, or files"
+        )
     names = [text.partition("=")[0] for text in options.forecast_file]
     if len(set(names)) < len(names):
         raise AqnetError(f"--forecast-file: {', '.join(names)}: each needs a NAME of its own")
@@ -85,6 +95,14 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--forecast", metavar="TIME", help="only forecast from this time, UTC")
     parser.add_argument(
         "--source", metavar="GLOB", help="with --forecast: source files instead of the stores"
+    )
+    parser.add_argument(
+        "--weather",
+        nargs="+",
+        default=[],
+        metavar="analysed | persisted | none | FILE",
+        help="weather to come for a model with data.weather: that of the stores (default), the "
+        "input time's, none (default with --forecast), or forecasts in NetCDF files",
     )
     parser.add_argument(
         "--forecast-file",
@@ -129,7 +147,10 @@ def evaluate(options: argparse.Namespace, device: torch.device) -> None:
     if options.forecast is None:
         trained = distributed.on_main(partial(Trained.read, options))
         stores = distributed.on_main(partial(stores_of, trained))
-        dataset = ForecastDataset(trained.config, options.split, trained.statistics, stores)
+        given = partial(weather_of, options, trained, Layout.of(stores[0]))
+        dataset = ForecastDataset(
+            trained.config, options.split, trained.statistics, stores, distributed.on_main(given)
+        )
         score(options, trained, stores, dataset, trained.forecaster(dataset.grid, device))
     elif distributed.is_main():
         forecast_once(options, Trained.read(options), device)
@@ -162,10 +183,38 @@ def stores_of(trained: Trained, years: Sequence[int] | None = None) -> list[Stor
     return stores
 
 
-def reader_at(hour: int, source: str | None, trained: Trained) -> ItemReader:
+def weather_of(
+    options: argparse.Namespace, trained: Trained, layout: Layout
+) -> Stored | WeatherForecast:
+    """The weather to come that a model is given.
+
+    Raises:
+        AqnetError: one was asked for by --weather, but the model takes none, or see
+            `WeatherForecast`.
+    """
+    config = trained.config
+    if options.weather and not config.data.weather:
+        raise AqnetError(
+            f"--weather: {trained.loaded.path} was trained without data.weather and takes no "
+            "weather to come; leave the option out"
+        )
+    named = [which for which in STORED if [which] == options.weather]
+    if options.weather and not named:
+        return WeatherForecast(options.weather, config, layout)
+    return named[0] if named else "none" if options.forecast else "analysed"
+
+
+def weather_name(options: argparse.Namespace, config: Config) -> str | None:
+    """The weather to come that was given, as results name it; None for a model that takes none."""
+    if not config.data.weather:
+        return None
+    return " ".join(options.weather) or ("none" if options.forecast else "analysed")
+
+
+def reader_at(hour: int, options: argparse.Namespace, trained: Trained) -> ItemReader:
     """What reads the input of one forecast: source files, which need no store, or the stores of the
     hours that it reads."""
-    data = trained.config.data
+    data, source = trained.config.data, options.source
     if source is not None:
         layout = Layout.of_checkpoint(trained.loaded) or Layout.of(stores_of(trained)[0])
         fields: Fields = analysis.Analysis(source, trained.config, layout)
@@ -177,7 +226,8 @@ def reader_at(hour: int, source: str | None, trained: Trained) -> ItemReader:
         known = {year for year in helpful if (Path(data.stores) / f"{year}.zarr").exists()}
         stores = stores_of(trained, sorted(years | known))
         layout, fields = Layout.of(stores[0]), TimeIndex(stores)
-    reader = ItemReader(trained.config, trained.statistics, layout, fields)
+    weather = weather_of(options, trained, layout)
+    reader = ItemReader(trained.config, trained.statistics, layout, fields, weather)
     reader.check(np.array([hour]))
     return reader
 
@@ -185,16 +235,21 @@ def reader_at(hour: int, source: str | None, trained: Trained) -> ItemReader:
 def forecast_once(options: argparse.Namespace, trained: Trained, device: torch.device) -> None:
     """One forecast, whether or not its truth exists, as Zarr and maps; rank 0 alone."""
     hour, config, statistics = forecasts.hour_of(options.forecast), *trained[1:]
-    reader = reader_at(hour, options.source, trained)
+    reader, weather = reader_at(hour, options, trained), weather_name(options, config)
     grid, units, times = reader.grid, reader.layout.units, np.array([hour])
     batch = collate([reader.item(hour)])
+    if weather is not None:
+        print(f"{options.forecast}: {page.given(weather)}", flush=True)
+    if isinstance(reader.weather, WeatherForecast):
+        print(f"{options.forecast}: {reader.weather.report(times)}", flush=True)
     for name, share in forecasts.missing(batch, config, grid).items():
-        print(f"{options.forecast}: {name} is missing in {share:.1%} of the domain", flush=True)
+        if weather != "none" or not channel(name).to_come:
+            print(f"{options.forecast}: {name} is missing in {share:.1%} of the domain", flush=True)
     path = Path(options.output) / f"forecast_{np.datetime64(hour, 'h')}.zarr"
     values = trained.forecaster(grid, device)(batch)
     own = path.with_name(f"{path.name}.{os.getpid()}")  # two processes may make the same forecast
     try:
-        forecasts.create(own, times, config, grid, units)
+        forecasts.create(own, times, config, grid, units, weather)
         forecasts.Writer(own, times, config, grid, statistics).write(batch, values)
         forecasts.commit(own, path)
     finally:
@@ -202,7 +257,7 @@ def forecast_once(options: argparse.Namespace, trained: Trained, device: torch.d
     print(f"written: {path}", flush=True)
     if results.can_draw(not options.no_pictures):
         shown = example_forecast.of(batch, values, statistics, config, reader.wind)
-        results.draw_maps(path, config, grid, units, shown)
+        results.draw_maps(path, config, grid, units, shown, weather)
 
 
 def score(
@@ -220,6 +275,8 @@ def score(
     directory.end_on_sigterm()
     try:
         say(f"{trained.loaded.path}: {options.split}: {len(dataset)} of {everything} input times")
+        if isinstance(dataset.reader.weather, WeatherForecast):
+            say(distributed.on_main(partial(dataset.reader.weather.report, dataset.times)))
         scorer = scorer_of(options, trained, stores, dataset)
         with results.beside(output) if distributed.is_main() else nullcontext(output) as place:
             write_scores(options, trained, dataset, scorer, forecast, place)
@@ -242,7 +299,8 @@ def write_scores(
     keep: Callable[[Batch, Forecast], None] | None = None
     if options.save_forecasts:
         times = dataset.times[: options.save_forecasts]
-        create = partial(forecasts.create, saved, times, config, layout.grid, layout.units)
+        what = config, layout.grid, layout.units, weather_name(options, config)
+        create = partial(forecasts.create, saved, times, *what)
         distributed.on_main(create)
         keep = forecasts.Writer(saved, times, config, layout.grid, statistics).write
     rank, size = distributed.rank(), distributed.world_size()
@@ -312,6 +370,7 @@ def samples_scored(options: argparse.Namespace, config: Config) -> dict[str, Any
         "seed": options.seed if options.max_samples is not None else None,
         "forecast_files": ", ".join(options.forecast_file) or None,
         "stations": options.stations,
+        "weather": weather_name(options, config),
     }
 
 

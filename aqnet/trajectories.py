@@ -85,10 +85,10 @@ class Trajectories(nn.Module):
             Row and column counted from 0, clamped to the grid, shape [B, K, 2, H, W], of u's type.
         """
         flow = self._flow(torch.stack([u, v], dim=2), speed, turn)
-        if len(wind_hours) == 1:
-            position = self._held(flow[:, 0])
-        else:
-            position = self._varying(flow, wind_hours)
+        start = self.start.to(flow.dtype)
+        whole = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+        follow = _paths_as_one if whole else _paths
+        position = follow(flow, start, list(wind_hours), sorted(self.hours))
         ascending = dict(zip(sorted(self.hours), position.unbind(2), strict=True))
         column, row = torch.stack([ascending[hour] for hour in self.hours], dim=2).unbind(1)
         height, width = self.domain.shape
@@ -118,32 +118,43 @@ class Trajectories(nn.Module):
             hours[number] = torch.where(exists, hours[number], hours[number - 1])
         return torch.stack(hours, dim=1)
 
-    def _held(self, flow: Tensor) -> Tensor:
-        """Paths [B, 2, K, H, W] in a steady wind [B, 2, H, W], later ones going on from earlier."""
-        position, positions = self._start(flow), []
-        for first, last in self._stretches():
+
+def _paths(flow: Tensor, start: Tensor, wind_hours: list[int], hours: list[int]) -> Tensor:
+    """Positions at the input time of what is at `start` [2, H, W] at each of `hours`, ascending.
+
+    Args:
+        flow: velocity of position per hour at each of `wind_hours`, shape [B, N, 2, H, W].
+    Returns:
+        Shape [B, 2, K, H, W].
+    """
+    stretches = list(itertools.pairwise([0, *hours]))
+    here = start.expand(flow.shape[0], -1, -1, -1)
+    if len(wind_hours) == 1:  # a steady wind: later paths go on from earlier ones
+        positions = []
+        for first, last in stretches:
             for _, step in _steps(first, last):
-                position = _back(position, flow, flow, step)
-            positions.append(position)
+                here = _back(here, flow[:, 0], flow[:, 0], step)
+            positions.append(here)
         return torch.stack(positions, dim=2)
+    paths = here[:, :, :0]  # in changing winds all are followed back together
+    for first, last in reversed(stretches):
+        paths = torch.cat([here, paths], dim=2)
+        for hour, step in _steps(first, last):
+            arriving, halfway = (_at(flow, wind_hours, time) for time in (hour, hour - step / 2))
+            paths = _back(paths, arriving, halfway, step)
+    return paths.unflatten(2, (len(hours), -1))
 
-    def _varying(self, flow: Tensor, hours: Sequence[int]) -> Tensor:
-        """Paths [B, 2, K, H, W] in winds [B, N, 2, H, W]; all are followed back together."""
-        paths = self._start(flow)[:, :, :0]
-        for first, last in reversed(self._stretches()):
-            paths = torch.cat([self._start(flow), paths], dim=2)
-            for hour, step in _steps(first, last):
-                arriving, halfway = (_at(flow, hours, time) for time in (hour, hour - step / 2))
-                paths = _back(paths, arriving, halfway, step)
-        return paths.unflatten(2, (len(self.hours), -1))
 
-    def _start(self, flow: Tensor) -> Tensor:
-        return self.start.to(flow.dtype).expand(flow.shape[0], -1, -1, -1)
+@torch.library.custom_op("aqnet::paths", mutates_args=())
+def _paths_as_one(flow: Tensor, start: Tensor, wind_hours: list[int], hours: list[int]) -> Tensor:
+    """`_paths` as one operator: a compiler that saw its hundred interpolations would make one
+    kernel of them all, whose C++ takes minutes to compile."""
+    return _paths(flow, start, wind_hours, hours).contiguous()
 
-    def _stretches(self) -> list[tuple[int, int]]:
-        """From each lead time, or the input time, to the next."""
-        ordered = [0, *sorted(self.hours)]
-        return list(itertools.pairwise(ordered))
+
+@_paths_as_one.register_fake
+def _(flow: Tensor, start: Tensor, wind_hours: list[int], hours: list[int]) -> Tensor:
+    return flow.new_empty(flow.shape[0], 2, len(hours), *flow.shape[3:])
 
 
 @torch.no_grad()

@@ -39,11 +39,12 @@ def test_a_forecast_needs_only_the_stores_of_its_hours(tmp_path: Path):
     checkpoint = trained(tmp_path, settings)
     shutil.rmtree(tmp_path / "2016.zarr")
     last = hour("2015-12-31T22")  # both its targets lie in the year that is gone
-    item = evaluate.reader_at(last, None, checkpoint).item(last)
+    options = evaluate.command_line().parse_args(["--output", "there"])
+    item = evaluate.reader_at(last, options, checkpoint).item(last)
     np.testing.assert_allclose(item.fields[0], normalised("pm25", last), rtol=1e-5)
     assert item.targets.isnan().all() and not item.mask.any()
     with pytest.raises(AqnetError, match=r"2016\.zarr: no such store"):
-        evaluate.reader_at(hour("2016-01-01T02"), None, checkpoint)
+        evaluate.reader_at(hour("2016-01-01T02"), options, checkpoint)
 
 
 def test_a_checkpoint_knows_grid_channels_units_and_static_fields_of_its_stores(tmp_path: Path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from aqnet.data.record import Fields
 
 Array = NDArray[np.float32]
 Stored = Literal["analysed", "persisted", "none"]
+STORED: tuple[Stored, ...] = get_args(Stored)
 
 
 class Weather(Protocol):

@@ -22,7 +22,7 @@ def config_of(loaded: Loaded, path: str | None, overrides: list[str]) -> Config:
     values of the checkpoint's that this version refuses are named on the terminal.
 
     Raises:
-        AqnetError: other variables, targets, lead times, history or model than it was trained with.
+        AqnetError: other inputs, targets, lead times or model than it was trained with.
     """
     origin = f"{loaded.path} (state.json)"
     trained, lines = configs.from_checkpoint(loaded.state["config"], origin)
@@ -32,7 +32,8 @@ def config_of(loaded: Loaded, path: str | None, overrides: list[str]) -> Config:
         config = configs.load(path, overrides)
     else:
         config, _ = configs.from_checkpoint(loaded.state["config"], origin, overrides)
-    for key in ("variables", "targets", "lead_times", "history_hours"):
+    given = ("variables", "history_hours", "weather", "weather_hours", "recent_days")
+    for key in (*given, "targets", "lead_times"):
         before, now = getattr(trained.data, key), getattr(config.data, key)
         if before != now:
             raise AqnetError(

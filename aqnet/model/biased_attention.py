@@ -123,7 +123,7 @@ def _backward(
         grad, _queries(q, receivers), keys, values, out, lse, causal, scale
     )
     features = slice(width, width + number)
-    d_receivers = dq[..., features] / scale
+    d_receivers = (dq[..., features] / scale).contiguous()
     d_above = q.new_empty(0)
     if above is not None:
         d_above = torch.zeros_like(d_receivers)

@@ -18,10 +18,10 @@ from torch.utils.flop_counter import (
     sdpa_flop_count,
 )
 
-from aqnet.batch import Batch
+from aqnet.batch import Batch, Forecast
 from aqnet.config import Config
 from aqnet.model.climax import ClimaX
-from aqnet.training.loss import loss_sums
+from aqnet.training.loss import all_sums
 from aqnet.training.optimizer import make_optimizer
 
 
@@ -72,8 +72,8 @@ def loss(model: nn.Module, batch: Batch, config: Config) -> Tensor:
     """Sum of a micro-batch's errors, forecast in the run's precision."""
     bf16 = config.train.precision == "bf16"
     with torch.autocast(batch.fields.device.type, torch.bfloat16, enabled=bf16):
-        forecast = model(batch.fields, batch.time, batch.lead_time)
-    return loss_sums(forecast, batch, config)[0].sum()
+        forecast = Forecast.of(model(batch.fields, batch.time, batch.lead_time))
+    return all_sums(forecast, batch, config)[::2].sum()
 
 
 def flop_counter() -> FlopCounterMode:

@@ -10,6 +10,14 @@ from aqnet.batch import Batch, Forecast
 from aqnet.config import Config
 
 
+def all_sums(forecast: Forecast, batch: Batch, config: Config) -> Tensor:
+    """What a micro-batch adds to a step: errors of the mean and their cells, pinball losses of the
+    quantiles and theirs, float64, shape [4, K, T]."""
+    errors, cells = loss_sums(forecast.mean, batch, config)
+    losses, theirs = pinball_sums(forecast, config.model.quantiles, batch)
+    return torch.stack([part.double() for part in (errors, cells, losses, theirs)])
+
+
 def loss_sums(forecast: Tensor, batch: Batch, config: Config) -> tuple[Tensor, Tensor]:
     """Sum of the errors and number of valid cells, per lead time and target.
 

@@ -16,7 +16,7 @@ from aqnet import distributed
 from aqnet.batch import Batch, Forecast
 from aqnet.config import Config
 from aqnet.errors import AqnetError
-from aqnet.training.loss import loss_sums, loss_weights, pinball_sums
+from aqnet.training.loss import all_sums, loss_weights
 from aqnet.training.optimizer import MovingAverage
 from aqnet.training.position import Position
 from aqnet.training.telemetry import Stopwatch
@@ -129,7 +129,7 @@ def warm_up(state: TrainingState, empty: Batch) -> None:
     """
     empty = empty.to(state.device)
     forecast = forward(state, state.parallel, empty)
-    sums = _sums(forecast, empty, state.config)
+    sums = all_sums(forecast, empty, state.config)
     with distributed.collective():
         sums[::2].sum().backward()
     state.optimizer.zero_grad()
@@ -138,7 +138,7 @@ def warm_up(state: TrainingState, empty: Batch) -> None:
 def _accumulate(
     state: TrainingState, batches: Iterator[Batch], micro_steps: int, step: int
 ) -> tuple[Tensor, list[int]]:
-    """Gradients of the sum of errors, and all `_sums`, float64 on the CPU, shape [4, K, T]."""
+    """Gradients of the sum of errors, and `all_sums`, float64 on the CPU, shape [4, K, T]."""
     watch = state.stopwatch
     totals = torch.zeros(4, *state.weights.shape, dtype=torch.float64, device=state.device)
     times: list[int] = []
@@ -152,7 +152,7 @@ def _accumulate(
             with watch.part("forward"):
                 seed_micro_batch(state.config.seed, step, micro_step)
                 forecast = forward(state, state.parallel, batch)
-                sums = _sums(forecast, batch, state.config)
+                sums = all_sums(forecast, batch, state.config)
             exchange = distributed.collective() if last else contextlib.nullcontext()
             with watch.part("backward"), exchange:
                 (sums[::2] * state.weights).sum().backward()
@@ -161,13 +161,6 @@ def _accumulate(
         totals = totals.cpu()
     watch.move(distributed.exchange_seconds(state.parallel), "backward", "communication")
     return totals, times
-
-
-def _sums(forecast: Forecast, batch: Batch, config: Config) -> Tensor:
-    """Errors of the mean and their cells, pinball losses of the quantiles and theirs, [4, K, T]."""
-    errors, cells = loss_sums(forecast.mean, batch, config)
-    losses, theirs = pinball_sums(forecast, config.model.quantiles, batch)
-    return torch.stack([part.double() for part in (errors, cells, losses, theirs)])
 
 
 def _scale_and_clip(state: TrainingState, cells: list[float]) -> float:

@@ -157,10 +157,10 @@ def is_own(row: dict[str, Any]) -> bool:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--checkpoint", "run", "--compare", "a", "b"], "not both"),
+        (["--checkpoint", "run", "--compare", "a", "b"], "give either --checkpoint"),
         (["--checkpoint", "run", "--source", "a.nc"], "--source needs --forecast"),
         (["--checkpoint", "run", "--forecast-file", "a=b", "--forecast-file", "a=c"], "a, a: each"),
-        ([], "give --checkpoint RUN_DIR, or --compare"),
+        ([], "give either --checkpoint RUN_DIR or --compare"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(

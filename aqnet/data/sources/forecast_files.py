@@ -1,9 +1,10 @@
-"""Forecasts made elsewhere: this project's forecasts.zarr, CAMS NetCDF and files alike."""
+"""Forecasts made elsewhere, of air or weather: this project's forecasts.zarr, CAMS and alike."""
 
 from __future__ import annotations
 
 import glob
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,19 +12,27 @@ from numpy.typing import NDArray
 
 from aqnet.config import Config
 from aqnet.data.sources import limits, units
+from aqnet.data.sources.cells import Cells
 from aqnet.data.sources.files import SourceFile, open_file
-from aqnet.data.sources.times import hour_text
+from aqnet.data.sources.times import Times, hour_text
 from aqnet.errors import AqnetError
 from aqnet.grid import same_place
 
-# what global and regional CAMS files call the pollutants
-CAMS_NAMES: Mapping[str, tuple[str, ...]] = {
+# what global and regional CAMS files call the pollutants, and ECMWF's files the weather: by their
+# NetCDF names, or GRIB's short names
+KNOWN_NAMES: Mapping[str, tuple[str, ...]] = {
     "pm25": ("pm2p5", "pm2p5_conc"),
     "pm10": ("pm10", "pm10_conc"),
     "so2": ("so2", "so2_conc"),
     "no2": ("no2", "no2_conc"),
     "co": ("co", "co_conc"),
     "o3": ("go3", "o3_conc"),
+    "u": ("u10", "10u"),
+    "v": ("v10", "10v"),
+    "temp": ("t2m", "2t"),
+    "rh": ("r2", "2r"),
+    "psfc": ("sp",),
+    "dewpoint": ("d2m", "2d"),
 }
 _LOWEST = -1000.0  # ug m-3: what a model forecasts below 0 is scored as it is, a code is not
 
@@ -34,35 +43,64 @@ class ForecastFiles:
     Attributes:
         times: input times (valid times without lead times), hours since 1970 UTC, ascending.
         lead_times: hours, ascending; None where the files have none, as those of a reanalysis.
-        names: what the files call each target that they hold.
+        wanted: the variables that are read; names: what the files call each that they hold; units:
+            in which each is given.
         lat, lon: degrees, shape [H, W].
     """
 
-    def __init__(self, path: str, config: Config) -> None:
-        """`path`: a file or a store, or a glob of several of one grid and layout.
+    def __init__(
+        self,
+        path: str | Sequence[str],
+        config: Config,
+        wanted: Sequence[str] | None = None,
+        option: str = "--forecast-file",
+    ) -> None:
+        """`path`: files or stores, or globs of them, of one grid; they may hold different variables
+        or times.
 
+        Args:
+            wanted: variables, by default the targets.
+            option: that named the files, for errors.
         Raises:
-            AqnetError: nothing there, unreadable, no target, or unknown units or dimensions.
+            AqnetError: nothing there, unreadable, no such variable, unknown units or dimensions, or
+                a time twice.
         """
-        self.path, self._data = path, config.data
-        files = sorted(Path(found) for found in glob.glob(path))  # noqa: PTH207
-        if not files:
-            raise AqnetError(f"--forecast-file: nothing matches {path!r}")
-        # row of a file by (input time, lead time), or by (valid time, None)
-        self._places: dict[tuple[int, int | None], tuple[Path, int]] = {}
-        for number, file_path in enumerate(files):
-            with open_file(file_path) as file:
-                if number == 0:
-                    self._describe(file)
-                elif not same_place(file.cells.lat, file.cells.lon, self.lat, self.lon):
-                    raise AqnetError(f"{file_path}: another grid than {files[0]}")
+        patterns = [path] if isinstance(path, str) else path
+        self.path, self._data = ", ".join(patterns), config.data
+        self.wanted = tuple(config.data.targets if wanted is None else wanted)
+        files: set[Path] = set()
+        for pattern in patterns:
+            found = {Path(name) for name in glob.glob(pattern)}  # noqa: PTH207
+            if not found:
+                raise AqnetError(f"{option}: nothing matches {pattern!r}")
+            files |= found
+        self.names: dict[str, str] = {}
+        self.units: dict[str, str] = {}
+        self._held: dict[Path, dict[str, str]] = {}  # what each file calls what it holds
+        # axes take as long to find as a field to read
+        self._axes: dict[Path, tuple[Cells, Times]] = {}
+        # rows of files by (input time, lead time), or by (valid time, None)
+        self._places: dict[tuple[int, int | None], list[tuple[Path, int]]] = {}
+        for file_path in sorted(files):
+            with self._open(file_path) as file:
+                self._check_grid(file)
                 self._add(file)
         bases, leads = zip(*self._places, strict=True)
         self.times = np.unique(bases)
         known = {lead for lead in leads if lead is not None}
         if known and None in leads:
-            raise AqnetError(f"{path}: some of the files have lead times, others have none")
+            raise AqnetError(f"{self.path}: some of the files have lead times, others have none")
         self.lead_times = np.array(sorted(known)) if known else None
+
+    def newest(self, time: int) -> int | None:
+        """The last input time not after `time`, None where all are later."""
+        row = int(np.searchsorted(self.times, time, side="right")) - 1
+        return int(self.times[row]) if row >= 0 else None
+
+    def held(self, time: int, lead: int) -> set[str]:
+        """Which variables are there of an input time and lead time."""
+        places = self._places.get(self._key(time, lead), [])
+        return {name for path, _ in places for name in self._held[path]}
 
     def count(self, times: NDArray[np.int64], lead_times: Sequence[int]) -> str:
         """How many of `times`, at how many of `lead_times`, are there.
@@ -82,68 +120,90 @@ class ForecastFiles:
         return f"{there} of {len(wanted)} input times x lead times"
 
     def read(self, time: int, lead_times: Sequence[int]) -> NDArray[np.float64]:
-        """Targets [K, T, H, W] in aqnet's units, NaN where the files have none."""
-        targets = self._data.targets
-        found = np.full((len(lead_times), len(targets), *self.lat.shape), np.nan)
+        """Fields [K, len(wanted), H, W] in aqnet's units, NaN where the files have none."""
+        found = np.full((len(lead_times), len(self.wanted), *self.lat.shape), np.nan)
         for at, lead in enumerate(lead_times):
-            path, row = self._places.get(self._key(time, lead), (None, 0))
-            if path is not None:
-                with open_file(path) as file:
-                    for name in self.names:
-                        found[at, targets.index(name)] = self._field(file, name, row)
+            for path, row in self._places.get(self._key(time, lead), []):
+                with self._open(path) as file:
+                    for name in self._held[path]:
+                        found[at, self.wanted.index(name)] = self._field(file, name, row)
         return found
+
+    @contextmanager
+    def _open(self, path: Path) -> Iterator[SourceFile]:
+        with open_file(path) as file:
+            if path in self._axes:
+                file.cells, file.times = self._axes[path]
+            yield file
 
     def _key(self, time: int, lead: int) -> tuple[int, int | None]:
         return (time + lead, None) if self.lead_times is None else (time, lead)
 
+    def _check_grid(self, file: SourceFile) -> None:
+        cells = file.cells
+        if not hasattr(self, "lat"):
+            self.lat, self.lon, self._grid_of = cells.lat, cells.lon, file.path
+            if min(self.lat.shape) < 2:
+                raise AqnetError(
+                    f"{file.path}: a grid of {self.lat.shape}; at least 2 x 2 is needed"
+                )
+        elif not same_place(cells.lat, cells.lon, self.lat, self.lon):
+            raise AqnetError(f"{file.path}: another grid than {self._grid_of}")
+        self._axes[file.path] = cells._replace(lat=self.lat, lon=self.lon), file.times
+
     def _add(self, file: SourceFile) -> None:
-        times = file.times
+        times, held = file.times, self._names_in(file)
+        self._held[file.path] = held
+        self.names = {**held, **self.names}
         leads = [None] * len(times.valid)
         if times.base is not None:
             leads = (times.valid - times.base).tolist()
         starts = (times.valid if times.base is None else times.base).tolist()
         for row, key in enumerate(zip(starts, leads, strict=True)):
-            if key in self._places:
-                after = "" if key[1] is None else f" + {key[1]} h"
-                raise AqnetError(
-                    f"{file.path}: {np.datetime64(key[0], 'h')}{after} is in "
-                    f"{self._places[key][0]} as well; give each time once"
-                )
-            self._places[key] = file.path, row
-        for name in self.names:
+            there = self._places.setdefault(key, [])
+            for path, _ in there:
+                if held.keys() & self._held[path].keys():
+                    after = "" if key[1] is None else f" + {key[1]} h"
+                    raise AqnetError(
+                        f"{file.path}: {np.datetime64(key[0], 'h')}{after} is in {path} as well; "
+                        "give each time once"
+                    )
+            there.append((file.path, row))
+        for name in held:
             self._conversion(file, name)
 
-    def _describe(self, file: SourceFile) -> None:
-        self.lat, self.lon = file.cells.lat, file.cells.lon
-        if min(self.lat.shape) < 2:
-            raise AqnetError(f"{file.path}: a grid of {self.lat.shape}; at least 2 x 2 is needed")
-        mapped = self._data.sources[0].names if self._data.sources else {}
-        self.names: dict[str, str] = {}
-        for name in self._data.targets:
-            candidates = (name, mapped.get(name, name), *CAMS_NAMES.get(name, ()))
+    def _names_in(self, file: SourceFile) -> dict[str, str]:
+        """What a file calls those of the wanted variables that it holds."""
+        found: dict[str, str] = {}
+        for name in self.wanted:
+            mapped = [source.names.get(name, name) for source in self._data.sources]
+            candidates = (name, *mapped, *KNOWN_NAMES.get(name, ()))
             inside = next((one for one in candidates if one in file.names), None)
             if inside is not None:
-                self.names[name] = inside
-        if not self.names:
+                found[name] = inside
+        if not found:
             raise AqnetError(
-                f"{file.path}: holds none of {', '.join(self._data.targets)}, by these names, "
+                f"{file.path}: holds none of {', '.join(self.wanted)}, by these names, "
                 "those of data.sources or those of CAMS; it holds "
                 f"{', '.join(sorted(file.names))}"
             )
+        return found
 
     def _conversion(self, file: SourceFile, name: str) -> units.Conversion:
-        inside = self.names[name]
+        inside = self._held[file.path][name]
         where = f"{file.path}: variable {inside!r}"
-        if inside not in file.names:
-            raise AqnetError(f"{where} is missing, which other files of {self.path} have")
         file.layout(inside, timed=True)
         found = units.conversion(name, file.unit(inside), where)
         if found.unit == units.MIXING_RATIO:
             raise units.no_density(where)
+        if self.units.setdefault(name, found.unit) != found.unit:
+            raise AqnetError(
+                f"{where} is in {found.unit!r}, in other files in {self.units[name]!r}"
+            )
         return found
 
     def _field(self, file: SourceFile, name: str, row: int) -> NDArray[np.float64]:
-        convert, inside = self._conversion(file, name), self.names[name]
+        convert, inside = self._conversion(file, name), self._held[file.path][name]
         values = file.read(inside, slice(row, row + 1))[0]
         values, _ = limits.without_codes(values, self._data.missing_values)
         for wrong in limits.beyond(values, name, convert, _LOWEST):

@@ -23,6 +23,7 @@ MINUS_999 = -999.0  # what older AQ_NET2 stores hold outside China
 # wide: what no reanalysis, model or instrument at the ground gives, in aqnet's units
 LIMITS: Mapping[str, tuple[float, float]] = {
     "temp": (150.0, 350.0),
+    "dewpoint": (100.0, 350.0),
     "psfc": (30_000.0, 110_000.0),
     "u": (-150.0, 150.0),
     "v": (-150.0, 150.0),

@@ -24,6 +24,7 @@ _CANONICAL: Mapping[str, str] = {
     "u": "m s-1",
     "v": "m s-1",
     "temp": "K",
+    "dewpoint": "K",
     "rh": "%",
     "psfc": "Pa",
     "elevation": "m",
@@ -145,6 +146,17 @@ def concentration(
     `temperature` [K] and `pressure` [Pa]."""
     density = pressure.astype(np.float64) / (DRY_AIR * temperature.astype(np.float64))
     return (1e9 * ratio * density).astype(np.float32)
+
+
+def relative_humidity(temperature: NDArray[Any], dewpoint: NDArray[Any]) -> NDArray[Any]:
+    """Relative humidity [%] over water from temperature and dew point [K], as ECMWF defines it: the
+    ratio of the saturation pressures of Tetens' formula (IFS documentation, part IV, eq. 7.5)."""
+
+    def exponent(kelvin: NDArray[Any]) -> NDArray[Any]:
+        return 17.502 * (kelvin - 273.16) / (kelvin - 32.19)
+
+    found: NDArray[Any] = 100.0 * np.exp(exponent(dewpoint) - exponent(temperature))
+    return found
 
 
 def without_noise(values: NDArray[Any]) -> tuple[NDArray[Any], int]:

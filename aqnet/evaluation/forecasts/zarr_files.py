@@ -36,25 +36,38 @@ STANDARD_NAMES: Mapping[str, str] = {
 
 
 def create(
-    path: Path, times: NDArray[np.int64], config: Config, grid: Grid, units: dict[str, str]
+    path: Path,
+    times: NDArray[np.int64],
+    config: Config,
+    grid: Grid,
+    units: dict[str, str],
+    weather: str | None = None,
 ) -> None:
-    """Begin forecasts of `times` (hours since 1970 UTC) beside `path`, without values yet.
+    """Begin forecasts of `times` (hours since 1970 UTC) beside `path`, without values yet; an
+    attribute says which `weather` to come they were given.
 
     Arrays are float32 [time, lead_time, y, x] with one chunk per time, NaN outside the domain and
     where nothing was written. With `model.quantiles` NAME_quantile has them [time, lead_time,
     quantile, y, x], and NAME_exceedance the probability that the event threshold is reached.
     """
     with writing(path):
-        _create(partial_of(path), times, config, grid, units)
+        _create(partial_of(path), times, config, grid, units, weather)
 
 
 def _create(
-    partial: Path, times: NDArray[np.int64], config: Config, grid: Grid, units: dict[str, str]
+    partial: Path,
+    times: NDArray[np.int64],
+    config: Config,
+    grid: Grid,
+    units: dict[str, str],
+    weather: str | None,
 ) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.parent.mkdir(parents=True, exist_ok=True)
     group = zarr.open_group(partial, mode="w", zarr_format=3)
     about: dict[str, Any] = {"Conventions": "CF-1.11", "title": "aqnet forecasts of air pollutants"}
+    if weather is not None:
+        about["weather_to_come"] = weather
     group.attrs.update(about)
     leads = np.array(config.data.lead_times, dtype=np.int64)
     since = {"units": "hours since 1970-01-01 00:00:00", "calendar": "proleptic_gregorian"}

@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from aqnet.evaluation.odds import FORECASTS
-from aqnet.evaluation.report.page import titled_table
+from aqnet.evaluation.report.page import titled, titled_table
 
 Rows = list[dict[str, Any]]
 
@@ -83,7 +83,8 @@ def _scores(pollutant: str, whole: Rows) -> str:
     heads += [f"CRPS {name.replace('_', ' ')}" for name in FORECASTS]
     heads += [f"skill against {name.replace('_', ' ')}" for name in FORECASTS[1:]]
     heads += ["Brier", "skill against climatology"]
-    return titled_table(f"{pollutant} [{rows[0]['unit']}]", heads, lines)
+    title = titled(f"{pollutant} [{rows[0]['unit']}]", ours.get("weather"))
+    return titled_table(title, heads, lines)
 
 
 def _reliability(pollutant: str, kept: Rows) -> str:
@@ -94,7 +95,9 @@ def _reliability(pollutant: str, kept: Rows) -> str:
     ]
     longest = max((len(cells) for cells in lines), default=1)
     heads = ["lead time", *(str(number) for number in range(1, longest))]
-    return titled_table(pollutant, heads, lines) if lines else ""
+    if not lines:
+        return ""
+    return titled_table(titled(pollutant, kept[0].get("weather")), heads, lines)
 
 
 def _promised(pollutant: str, kind: str, kept: Rows) -> Iterator[tuple[int, list[str]]]:

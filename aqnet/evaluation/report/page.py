@@ -51,6 +51,21 @@ class Picture:
     caption: str
 
 
+def given(weather: str | None) -> str:
+    """Which weather to come a model was given, in words for titles; empty where it takes none."""
+    known = {
+        "analysed": "given analysed weather to come, an upper bound",
+        "persisted": "given the input time's weather, held",
+        "none": "without weather to come",
+    }
+    return "" if weather is None else known.get(weather, f"given weather forecasts, {weather}")
+
+
+def titled(title: str, weather: str | None) -> str:
+    """A title that says which weather to come the model was given."""
+    return f"{title} ({given(weather)})" if weather is not None else title
+
+
 def write(
     output: Path,
     facts: dict[str, Any],
@@ -69,21 +84,22 @@ def write(
     """
     whole = [row for row in table if row["region"] == "all" and row["subset"] == "all"]
     pollutants = list(dict.fromkeys(row["pollutant"] for row in whole))
+    weather = facts.get("weather")
     parts = [
-        "<h1>aqnet: forecasts scored</h1>",
+        f"<h1>{html.escape(titled('aqnet: forecasts scored', weather))}</h1>",
         f"<p>{html.escape(_summary(whole))}</p>",
         _facts({key: value for key, value in facts.items() if key != "notes"}),
         "<h2>RMSE</h2><p>The lowest of each row is marked. Skill is 1 - MSE / MSE of the best of "
         "the simple forecasts, with its 95 % interval.</p>",
-        *(_errors(name, whole) for name in pollutants),
+        *(_errors(name, whole, weather) for name in pollutants),
         odds,
         "<h2>Pictures</h2>" if pictures else "",
         *(_figure(picture) for picture in pictures if picture.path.stem != "training"),
         "<h2>Seasons, regions and sudden changes</h2><p>RMSE of aqnet / of the best simple "
         "forecast of that part; marked where aqnet's is lower.</p>",
-        *(_subsets(name, table) for name in pollutants),
+        *(_subsets(name, table, weather) for name in pollutants),
         "<h2>Other scores of aqnet</h2>",
-        *(_scores(name, whole) for name in pollutants),
+        *(_scores(name, whole, weather) for name in pollutants),
         *(f"<h2>{title}</h2>{_facts(settings[key])}" for key, title in _SECTIONS.items()),
         *(_figure(picture) for picture in pictures if picture.path.stem == "training"),
         "<h2>Notes</h2><ul>",
@@ -131,7 +147,7 @@ def _figure(picture: Picture) -> str:
     )
 
 
-def _errors(pollutant: str, whole: Rows) -> str:
+def _errors(pollutant: str, whole: Rows, weather: str | None) -> str:
     """RMSE of every forecast, one row per lead time."""
     rows = [row for row in whole if row["pollutant"] == pollutant]
     names = list(dict.fromkeys(row["forecast"] for row in rows))
@@ -142,10 +158,10 @@ def _errors(pollutant: str, whole: Rows) -> str:
         cells = [_cell(group[name]["rmse"], lowest) if name in group else _cell() for name in names]
         lines.append([f"<td>{lead} h</td>", cells[0], _skill(group["aqnet"]), *cells[1:]])
     heads = ["lead time", names[0], "skill", *(name.replace("_", " ") for name in names[1:])]
-    return titled_table(f"{pollutant} [{rows[0]['unit']}]", heads, lines)
+    return titled_table(titled(f"{pollutant} [{rows[0]['unit']}]", weather), heads, lines)
 
 
-def _subsets(pollutant: str, table: Rows) -> str:
+def _subsets(pollutant: str, table: Rows, weather: str | None) -> str:
     """RMSE of aqnet and the best simple forecast in every other subset and region than all."""
     parts: dict[str, dict[int, dict[str, dict[str, Any]]]] = {}
     for row in table:
@@ -161,7 +177,7 @@ def _subsets(pollutant: str, table: Rows) -> str:
     ]
     unit = next(row["unit"] for row in table if row["pollutant"] == pollutant)
     heads = ["part", *(f"{lead} h" for lead in columns)]
-    return titled_table(f"{pollutant} [{unit}]", heads, lines) if lines else ""
+    return titled_table(titled(f"{pollutant} [{unit}]", weather), heads, lines) if lines else ""
 
 
 def _against(group: dict[str, dict[str, Any]] | None) -> str:
@@ -176,7 +192,7 @@ def _against(group: dict[str, dict[str, Any]] | None) -> str:
 _COLUMNS = ("n", "mae", "bias", "r", "acc", "nmb", "fac2", "ioa", "hit_rate", "far", "csi")
 
 
-def _scores(pollutant: str, whole: Rows) -> str:
+def _scores(pollutant: str, whole: Rows, weather: str | None) -> str:
     lines = [
         [
             f"<td>{row['lead_time_hours']} h</td>",
@@ -185,9 +201,8 @@ def _scores(pollutant: str, whole: Rows) -> str:
         for row in whole
         if row["pollutant"] == pollutant and row["forecast"] == "aqnet"
     ]
-    return titled_table(
-        pollutant, ["lead time", *(key.replace("_", " ") for key in _COLUMNS)], lines
-    )
+    heads = ["lead time", *(key.replace("_", " ") for key in _COLUMNS)]
+    return titled_table(titled(pollutant, weather), heads, lines)
 
 
 def titled_table(title: str, heads: Iterable[str], lines: Iterable[Iterable[str]]) -> str:

@@ -19,7 +19,7 @@ from aqnet.config import Config
 from aqnet.evaluation import metrics
 from aqnet.evaluation.baselines import SIMPLE
 from aqnet.evaluation.histograms import Records
-from aqnet.evaluation.report import air_paths, maps
+from aqnet.evaluation.report import air_paths, maps, page
 from aqnet.evaluation.report.example_forecast import Example
 from aqnet.evaluation.report.page import Picture, Rows
 from aqnet.files import write_beside
@@ -43,6 +43,7 @@ def draw_all(
     shown: Example,
     origin: air_paths.Origin | None,
     history: Rows,
+    weather: str | None = None,
 ) -> list[Picture]:
     """Write every picture below `folder`.
 
@@ -51,6 +52,7 @@ def draw_all(
         shown: the forecast drawn on maps.
         origin: the air over a city, if the wind is known.
         history: records of the training's metrics.jsonl; may be empty.
+        weather: to come, that the model was given; None where it takes none.
     """
     data = config.data
     folder.mkdir(parents=True, exist_ok=True)
@@ -58,8 +60,8 @@ def draw_all(
 
     def keep(name: str, title: str, caption: str, figure: Figure) -> None:
         path = folder / f"{name}.png"
-        save(figure, path)
-        made.append(Picture(path, title, caption))
+        save(figure, path, page.given(weather))
+        made.append(Picture(path, page.titled(title, weather), caption))
 
     caption = (
         "Skill against the best of the simple forecasts, 1 - MSE / MSE, with 95 % intervals; "
@@ -106,10 +108,15 @@ def draw_all(
     return made
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a PNG of at most 256 colours, a third of the size of one of all colours."""
+def save(figure: Figure, path: Path, above: str = "") -> None:
+    """Write a PNG of at most 256 colours, a third of the size of one of all colours; `above` is a
+    line over the figure."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=100)
+    look: dict[str, Any] = {}
+    if above:  # outside the figure, so that no layout has to make room for it
+        figure.text(0.5, 1.0, above, ha="center", va="bottom", fontsize=8)
+        look = {"bbox_inches": "tight"}
+    figure.savefig(buffer, dpi=100, **look)
     image = Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE)
     with write_beside(path) as file:
         image.save(file, format="PNG", optimize=True)

@@ -89,7 +89,8 @@ def write(
         about: which samples were scored, for metrics.json and the report.
         shown: makes the example of an input time that is drawn; None for no pictures.
     """
-    rows = table.rows(scorer, units)
+    weather = about.get("weather")
+    rows = given(weather, table.rows(scorer, units))
     known = {
         "checkpoint": str(loaded.path),
         "global_step": loaded.state["global_step"],
@@ -103,11 +104,12 @@ def write(
     }
     table.write(output, known, rows)
     daily_sums.write(output / "days.npz", daily_sums.of(scorer))
-    promises = table.reliability(scorer)
+    promises = given(weather, table.reliability(scorer))
     if scorer.odds is not None:
         table.write_csv(output / "reliability.csv", promises)
     if scorer.stations is not None:
-        table.write_csv(output / "stations.csv", table.rows(scorer.stations, units))
+        at_stations = given(weather, table.rows(scorer.stations, units))
+        table.write_csv(output / "stations.csv", at_stations)
     drawn: list[Any] = []
     if shown is not None:
         from aqnet.evaluation.report import air_paths, pictures
@@ -117,12 +119,21 @@ def write(
         typical = shown(scorer.records.typical_time())
         worst = shown(scorer.records.worst_time(air_paths.target_of(scorer.config)))
         origin = air_paths.of(scorer, worst)
-        drawn = pictures.draw_all(output / "pictures", *what, typical, origin, history)
+        drawn = pictures.draw_all(output / "pictures", *what, typical, origin, history, weather)
     settings = configs.to_dict(scorer.config)
     report.write(output, known, rows, settings, drawn, odds_section.html(rows, promises))
+    if weather is not None:
+        print(f"aqnet {report.given(weather)}:", flush=True)
     print(table.skill_table(rows), flush=True)
     if scorer.odds is not None:
         print(odds_section.line(rows), flush=True)
+
+
+def given(weather: str | None, rows: report.Rows) -> report.Rows:
+    """Rows that say which weather to come the model's forecasts were given."""
+    if weather is None:
+        return rows
+    return [row | {"weather": weather if row["forecast"] == "aqnet" else None} for row in rows]
 
 
 def training_history(path: Path) -> list[dict[str, Any]]:
@@ -141,16 +152,26 @@ def can_draw(wanted: bool) -> bool:
     return wanted and not missing
 
 
-def draw_maps(path: Path, config: Config, grid: Grid, units: dict[str, str], one: Example) -> None:
-    """Maps of one forecast beside its Zarr store `path`, a file per target, and of its odds."""
+def draw_maps(
+    path: Path,
+    config: Config,
+    grid: Grid,
+    units: dict[str, str],
+    one: Example,
+    weather: str | None = None,
+) -> None:
+    """Maps of one forecast, given that `weather` to come, beside its Zarr store `path`, a file per
+    target, and of its odds."""
     from aqnet.evaluation.report import maps, pictures
 
     chart = maps.Chart(grid)
     for target, name in enumerate(config.data.targets):
         picture = path.with_name(f"{path.stem}_{name}.png")
-        pictures.save(maps.draw(chart, one, target, config, units[name]), picture)
+        figure = maps.draw(chart, one, target, config, units[name])
+        pictures.save(figure, picture, report.given(weather))
         print(f"written: {picture}", flush=True)
         if one.exceedance is not None and name in EVENT_THRESHOLDS:
             picture = path.with_name(f"{path.stem}_{name}_odds.png")
-            pictures.save(maps.draw_odds(chart, one, target, config, units[name]), picture)
+            figure = maps.draw_odds(chart, one, target, config, units[name])
+            pictures.save(figure, picture, report.given(weather))
             print(f"written: {picture}", flush=True)

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
+from PIL import Image
 
 from aqnet.batch import Batch, Forecast, Statistics
 from aqnet.evaluation import metrics
@@ -213,3 +215,16 @@ def test_without_matplotlib_evaluate_says_so_and_goes_on(
     assert not results.can_draw(wanted=False)
     assert capsys.readouterr().out == ""
     run("-c", "import sys, evaluate, train; assert 'matplotlib' not in sys.modules")
+
+
+def test_a_line_over_a_picture_is_in_the_file_and_moves_nothing_inside(tmp_path: Path):
+    heights = []
+    for name, above in (("plain", ""), ("told", "without weather to come")):
+        figure = Figure(figsize=(3, 2))
+        figure.add_axes((0.0, 0.0, 1.0, 1.0), xticks=[], yticks=[]).set_facecolor("black")
+        pictures.save(figure, tmp_path / f"{name}.png", above)
+        image = np.asarray(Image.open(tmp_path / f"{name}.png").convert("L"))
+        dark = np.flatnonzero((image < 128).mean(1) > 0.8)
+        heights.append((len(image), len(dark), dark[0]))
+    (plain, inside, _), (told, still, first) = heights
+    assert told > plain + 5 and first > 5 and abs(still - inside) <= 2

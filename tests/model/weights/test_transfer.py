@@ -208,3 +208,24 @@ def test_statistics_are_those_that_the_config_names():
     assert of("data") == data.to_dict()
     with pytest.raises(AqnetError, match="init_statistics: data"):
         of("checkpoint")
+
+
+def test_quantiles_are_taken_by_name_but_never_their_calibration():
+    old = config_of(quantiles=[0.1, 0.5, 0.9], transport="off")
+    source, model, report = transferred(old, changed(old, targets=TARGETS[::-1]))
+    assert "stretch" not in report.taken
+    assert report.initialised["stretch"] == "measured anew at the first validation"
+    assert not model.stretch.any()
+    there, here = (
+        each.quantile_head.out.weight.unflatten(0, (-1, len(TARGETS), 3))
+        for each in (source, model)
+    )
+    assert torch.equal(here, there.flip(1))
+
+
+def test_quantiles_of_other_levels_are_not_taken():
+    old = config_of(quantiles=[0.1, 0.5, 0.9])
+    new = config_of(quantiles=[0.2, 0.5, 0.8])
+    *_, report = transferred(old, new)
+    assert "model.quantiles was" in report.initialised["quantile_head.out.weight"]
+    assert "quantile_head.hidden.weight" in report.taken
