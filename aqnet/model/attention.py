@@ -105,6 +105,8 @@ class Attention(nn.Module):
 
     def _features(self, places: Places, x: Tensor) -> Features | None:
         """The biases of all terms, in FP32 at least; None where there is no term."""
+        if not (self.terrain or self.travel):
+            return None
         kind = torch.promote_types(x.dtype, torch.float32)
         terms = []
         with torch.autocast(x.device.type, enabled=False):
@@ -114,7 +116,7 @@ class Attention(nn.Module):
             if position is not None and displacement is not None:
                 days, width = self.days.to(kind), F.softplus(self.travel_width)
                 terms.append(bias.travel(position, displacement, days, self.travel_time, width))
-            return bias.joined(terms) if terms else None
+            return bias.joined(terms)
 
 
 def _before_softplus(value: float, num_heads: int) -> nn.Parameter:

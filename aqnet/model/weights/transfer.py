@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -173,6 +174,9 @@ def _labels(config: Config) -> dict[str, Labels]:
         for target in data.targets
     ]
     quantiles = [(*output, level) for output in outputs for level in model.quantiles]
+    # a cell of a patch of another size is another
+    cells = [(model.patch, cell) for cell in range(model.patch**2)]
+    moved = list(itertools.product(leads, data.targets, cells))
     suns = ["now", *leads]
     calendar = [(time, part) for time in suns for part in ("sine", "cosine", "zenith")]
     calendar += [("year", "sine"), ("year", "cosine")] if model.calendar == "day_and_year" else []
@@ -185,6 +189,8 @@ def _labels(config: Config) -> dict[str, Labels]:
         "quantile_head.out.weight": {0: quantiles},
         "quantile_head.out.bias": {0: quantiles},
         "rho": {0: data.lead_times, 1: data.targets},
+        "transport.rho": {0: data.lead_times, 1: data.targets},
+        "transport.embed.weight": {1: moved},
         "calendar_embed.weight": {1: calendar},
     }
 

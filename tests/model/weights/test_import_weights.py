@@ -11,6 +11,7 @@ from torch import Tensor
 from aqnet import config as configs
 from aqnet.checkpoint import files as checkpoint_files
 from aqnet.errors import AqnetError
+from aqnet.model.bias import Places
 from aqnet.model.weights.import_weights import blank_model, import_weights, read_source
 from tests.model.weights import checkpoints
 from tests.model.weights.checkpoints import (
@@ -128,7 +129,7 @@ def test_queries_in_chunks_give_the_same_and_gradients(monkeypatch: pytest.Monke
 
     def result() -> list[Tensor]:
         attention.zero_grad()
-        out = attention(x, z)
+        out = attention(x, Places(z))
         out.square().sum().backward()
         return [out.detach(), attention.bias_table.grad.clone(), attention.qkv.weight.grad.clone()]
 

@@ -117,11 +117,21 @@ def test_what_does_not_fit_keeps_its_first_value_with_a_reason():
     assert report.dropped["blocks.3.attn.qkv.weight"] == "the model has no such tensor"
     assert report.dropped["calendar_embed.weight"] == "the model has no such tensor"
     assert report.initialised["blocks.0.attn.up"] == "not in the checkpoint"
+    assert "transport.embed.weight" in report.initialised and "transport.turn" in report.taken
     assert report.initialised["lead_time_embed.weight"] == "not in the checkpoint"
     assert report.initialised["head.4.weight"] == "model.predict was change"
     assert report.dropped["head.4.weight"] == "model.predict was change"
     assert "blocks.0.attn.qkv.weight" in report.taken and "head.2.weight" in report.taken
-    assert any(line.startswith("taken: ") and "blocks (36)" in line for line in report.lines())
+    assert any(line.startswith("taken: ") and "blocks (42)" in line for line in report.lines())
+
+
+def test_a_checkpoint_without_transport_names_its_parameters_as_new():
+    old, new = config_of(transport="off"), config_of()
+    _, model, report = transferred(old, new)
+    parts = [name for name in model.state_dict() if "transport." in name or "travel_" in name]
+    assert len(parts) == 5 + 2 * 3
+    assert {report.initialised[name] for name in parts} == {"not in the checkpoint"}
+    assert not set(report.taken) & set(parts) and "blocks.0.attn.up" in report.taken
 
 
 def test_outputs_of_another_patch_are_not_taken_cell_by_cell():
@@ -132,11 +142,12 @@ def test_outputs_of_another_patch_are_not_taken_cell_by_cell():
         assert report.initialised[name] == report.dropped[name] == "model.patch was 2"
         assert torch.equal(model.state_dict()[name], first[name])
     assert "token_embeds.proj_weights" in report.initialised and "head.2.weight" in report.taken
+    assert report.initialised["transport.embed.weight"] == "nothing of it has the same name there"
 
 
 def test_raw_hours_of_aq_net2_become_hundreds_of_hours():
     plain = {"terrain": {"enabled": False}, "predict": "value", "lead_time_mode": "conditioned"}
-    plain |= {"tokens": "all", "missing": "fill"}
+    plain |= {"tokens": "all", "missing": "fill", "transport": "off"}
     old, new = config_of(compatibility="aq_net2", **plain), config_of(**plain)
     source, model, report = transferred(old, new)
     arguments = inputs()
