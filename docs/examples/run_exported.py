@@ -20,10 +20,8 @@ fields, time = torch.from_numpy(given["fields"]).float(), torch.from_numpy(given
 lead_time = torch.tensor(facts["lead_times"]).repeat(len(time), 1)
 with torch.no_grad():
     values = forecast(fields, time, lead_time)  # [B, lead time, target, H, W]
-found = {}
+found = {"forecast": values}
 if facts["quantiles"]:  # then [B, quantile, lead time, target, H, W] comes with it
-    values, found["quantiles"] = values
-    print("with quantiles", *facts["quantiles"])
+    found = dict(zip(("forecast", "quantiles"), values, strict=True))
 print("forecast of", *facts["targets"], "in", *facts["lead_times"], "hours")
-found |= {"forecast": values, "lat": facts["lat"], "lon": facts["lon"]}
-np.savez(output_path, **{name: np.asarray(part) for name, part in found.items()})
+np.savez(output_path, lat=facts["lat"], lon=facts["lon"], **found)

@@ -125,7 +125,7 @@ class SourceView:
             where = f"{file.path}: the grid differs from that of {self._grid_of}"
             if lat.shape != self.lat.shape:
                 raise AqnetError(f"{where}: shape {lat.shape}, expected {self.lat.shape}")
-            reversed_ = same_place(lat[::-1], lon[::-1], self.lat, self.lon)
+            reversed_ = same_place(lat[::-1], self.lon, self.lat, self.lon)
             reason = "latitude runs the other way" if reversed_ else "other coordinates"
             raise AqnetError(f"{where}: {reason}; bring all files to one grid")
 
