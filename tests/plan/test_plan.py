@@ -167,6 +167,7 @@ def test_a_large_validation_batch_counts_where_it_takes_more_than_training() -> 
     assert big > small
 
 
+@pytest.mark.slow
 def test_memory_is_within_a_tenth_of_a_process() -> None:
     # alone in a process, whose peak is its own
     code = """
@@ -174,7 +175,7 @@ from aqnet.distributed.launch import peak_bytes
 from aqnet.plan.extent import extent_of
 from aqnet.plan.rehearsal import base_of_a_process, rehearse, timed
 from tests.plan.test_plan import config_of
-config = config_of({"micro_batch": 4, "effective_batch": 12}, embed_dim=256, depth=2)
+config = config_of({"micro_batch": 8, "effective_batch": 24}, embed_dim=512, depth=4)
 grid = extent_of(config).grid
 base = base_of_a_process(config)
 timed(config, grid)
