@@ -70,8 +70,10 @@ def test_a_grid_that_is_no_multiple_of_the_patch(tiny: dict[str, Any], tmp_path:
     run("-m", "aqnet.model.export", str(run_dir), "--output", str(tmp_path / "model.pt2"))
     module = torch.export.load(tmp_path / "model.pt2").module()
     fields = torch.zeros(1, len(tree["data"]["variables"]), 8, 16)
-    found = module(fields, torch.zeros(1, dtype=torch.int64), torch.tensor([[12, 24, 48, 96]]))
+    lead_time = torch.tensor([[12, 24, 48, 96]])
+    found, quantiles = module(fields, torch.zeros(1, dtype=torch.int64), lead_time)
     assert found.shape == (1, 4, 6, 8, 16)
+    assert quantiles.shape == (1, 3, 4, 6, 8, 16)
     assert (found[0, 0, 0].isfinite().numpy() >= inside).all()
 
 
