@@ -51,7 +51,7 @@ def test_a_chunk_that_unpacks_to_another_size_is_refused(
     index[:] = 0, len(chunk)
     file.write_bytes(chunk + bytes(CRC32C().encode(index.view("u1").reshape(-1))))
     opened = store.open_store(path)
-    with pytest.raises(AqnetError, match=f"{name} of .* unpacks to .* bytes, expected {right}"):
+    with pytest.raises(AqnetError, match=f"from {name} .its chunk unpacks to .* bytes, expected {right}"):
         opened.read(0) if name == "air" else opened.before(opened.first_day + 1)
 
 
