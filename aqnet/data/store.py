@@ -48,7 +48,7 @@ _AGAIN = "remove it and prepare it again"
 # what zarr and numpy raise at metadata that are not what was written
 _UNREADABLE = (
     *(ValueError, RuntimeError, OSError, LookupError, TypeError, AttributeError),
-    *(OverflowError, AssertionError, NotImplementedError, ImportError),
+    *(ArithmeticError, AssertionError, NotImplementedError, ImportError),
 )
 _MOST_BYTES, _MOST_CHUNKS = 2**32, 2**20  # of arrays that are read whole; one of a year has less
 
@@ -282,10 +282,16 @@ def _index(shard: Path) -> NDArray[np.uint64]:
 
     Raises:
         OSError, RuntimeError: the file is missing or shorter than its index; the index is damaged.
+        ValueError: two hours share bytes of the file.
     """
     with shard.open("rb") as file:
         file.seek(-HOURS_PER_SHARD * 16 - 4, os.SEEK_END)
         index: NDArray[np.uint64] = CRC32C().decode(file.read()).view("<u8").reshape(-1, 2)
+    held = index[index[:, 0] != NO_CHUNK]
+    held = held[held[:, 0].argsort()]
+    # a difference of offsets, as the sum of an offset and a length may not fit in 64 bits
+    if (np.diff(held[:, 0]) < held[:-1, 1]).any():
+        raise ValueError("two chunks of its index overlap")
     return index
 
 

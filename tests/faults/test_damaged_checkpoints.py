@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import random
 import shutil
 import zipfile
 from pathlib import Path
@@ -24,7 +23,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return damage.original(tmp_path_factory.mktemp("good"))
 
 
-CASES = list(damage.cases(len(damage.KINDS) * len(damage.FILES), random.randrange(10**6)))
+CASES = list(damage.cases(len(damage.KINDS) * len(damage.FILES), 0))
 
 
 @pytest.mark.parametrize(("name", "harm"), CASES, ids=[name for name, _ in CASES])
