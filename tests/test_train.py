@@ -222,8 +222,9 @@ def test_an_epoch_begun_by_two_processes_and_ended_by_three_has_each_item_once(
     tiny: dict[str, Any], tmp_path: Path
 ):
     seen, run_dir = tmp_path / "seen", tmp_path / "run"
-    # with predict: change, the start reads training items too, for rho
-    length = ("train.effective_batch=96", "train.decay_steps=10", "model.predict=value")
+    # with predict: change or transport, the start reads training items too
+    length = ("train.effective_batch=96", "train.decay_steps=10")
+    length += ("model.predict=value", "model.transport=off")
     for processes, end in (
         (2, "train.max_steps=3"),
         (1, "train.max_steps=5"),
