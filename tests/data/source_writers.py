@@ -82,6 +82,7 @@ CONFIG = {
 
 CAQRA = ("pm25", "pm10", "so2", "no2", "co", "o3", "u", "v", "temp", "rh", "psfc")
 CAQRA_UNITS = {"co": "mg/m3", "u": "m/s", "v": "m/s", "temp": "K", "rh": "%", "psfc": "Pa"}
+PLAUSIBLE = {"temp": 200.0, "psfc": 9e4}  # added to small numbers
 EARTH_RADIUS = 6370.0  # km, that of WRF
 
 
@@ -134,8 +135,7 @@ def write_caqra(
             for name, data in (("lat2d", lat), ("lon2d", lon)):
                 file.createVariable(name, "f4", ("y", "x"))[:] = data
             for name in CAQRA:
-                field = rng.uniform(1, 50, lat.shape).astype(np.float32)
-                field += {"temp": 250, "psfc": 9e4}.get(name, 0)
+                field = rng.uniform(1, 50, lat.shape).astype(np.float32) + PLAUSIBLE.get(name, 0)
                 if "values" in other:
                     field = other["values"](name, int(hour))  # type: ignore[operator]
                 options = {"fill_value": -999.0, "fletcher32": bool(other.get("checksums"))}
