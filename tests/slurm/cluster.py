@@ -33,6 +33,10 @@ class Cluster:
         """As a user does."""
         self._say("scancel", number)
 
+    def give_time(self, number: str, minutes: int) -> None:
+        """A longer limit, as an administrator may give it."""
+        self._say("scontrol", "update", f"jobid={number}", f"TimeLimit={minutes}")
+
     def kill(self, node: str) -> None:
         """End a node and everything on it, as a crash would."""
         self._say(str(self._tool), "kill", node)

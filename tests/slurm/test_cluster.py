@@ -95,6 +95,7 @@ def test_job_signalled_before_its_limit_is_requeued_and_goes_on(cluster: Cluster
     job = train(cluster, run_dir, *ENDLESS, "train.checkpoint_every=1000000", options=early)
     after = evaluate_after(cluster, job, run_dir)
     cluster.wait(job, "requeued", 90, lambda job: job["Restarts"] == "1")
+    cluster.give_time(job, 20)  # the stop by hand below has to come before another signal
     assert status(run_dir) == "interrupted"
     assert cluster.job(after)["JobState"] == "PENDING"  # as long as the training may go on
     stopped = steps(run_dir)
