@@ -38,6 +38,11 @@ def year_of(hour: int) -> int:
     return int(np.datetime64(hour, "h").astype("datetime64[Y]").astype(int)) + 1970
 
 
+def hour_text(hour: int) -> str:
+    """An hour since 1970 as `2013-01-31 06:00`."""
+    return str(np.datetime64(int(hour), "h").astype("datetime64[m]")).replace("T", " ")
+
+
 def _interval(period: str) -> tuple[int, int]:
     match = _PERIOD.fullmatch(period)
     try:

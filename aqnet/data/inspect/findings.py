@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from aqnet.config.periods import hour_text
 from aqnet.data.sources import limits
-from aqnet.data.sources.times import hour_text
 from aqnet.data.sources.units import Conversion
 from aqnet.errors import AqnetError
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from aqnet.config import STATIC_VARIABLES, Config, periods
+from aqnet.config.periods import hour_text
 from aqnet.data import store
 from aqnet.data.sources.files import sizes_and_times
 from aqnet.data.sources.several import Sources
-from aqnet.data.sources.times import hour_text
 from aqnet.errors import AqnetError
 
 

@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aqnet.config import Config
+from aqnet.config.periods import hour_text
 from aqnet.data.sources import limits, units
 from aqnet.data.sources.cells import Cells
 from aqnet.data.sources.files import SourceFile, open_file
-from aqnet.data.sources.times import Times, hour_text
+from aqnet.data.sources.times import Times
 from aqnet.errors import AqnetError
 from aqnet.grid import same_place
 

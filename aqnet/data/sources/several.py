@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aqnet.config import Data
+from aqnet.config.periods import hour_text
 from aqnet.data.regridding.conservative import Regridder
 from aqnet.data.sources import limits, units
-from aqnet.data.sources.times import hour_text
 from aqnet.data.sources.view import Array, Rules, SourceView
 from aqnet.errors import AqnetError
 from aqnet.grid import same_place

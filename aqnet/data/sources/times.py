@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from aqnet.config.periods import hour_text
 from aqnet.errors import AqnetError
 
 if TYPE_CHECKING:
@@ -48,11 +49,6 @@ class Times(NamedTuple):
     dims: tuple[str, ...]
     valid: Hours
     base: Hours | None = None
-
-
-def hour_text(hour: int) -> str:
-    """An hour since 1970 as `2013-01-31 06:00`."""
-    return str(np.datetime64(int(hour), "h").astype("datetime64[m]")).replace("T", " ")
 
 
 def times_of(file: SourceFile) -> Times:

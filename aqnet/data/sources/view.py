@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aqnet.config import Data, Source
+from aqnet.config.periods import hour_text
 from aqnet.data.regridding.winds import grid_angle, to_earth
 from aqnet.data.sources import caqra, limits, units
 from aqnet.data.sources.cells import Cells
 from aqnet.data.sources.files import SourceFile, open_file, sizes_and_times
 from aqnet.data.sources.formats import chunks_without_values
-from aqnet.data.sources.times import Times, check_times, hour_text
+from aqnet.data.sources.times import Times, check_times
 from aqnet.errors import AqnetError
 from aqnet.grid import same_place
 

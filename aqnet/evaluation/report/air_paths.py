@@ -14,6 +14,7 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 from aqnet.config import Config
+from aqnet.config.periods import hour_text
 from aqnet.evaluation.baselines import Observed
 from aqnet.evaluation.report import maps
 from aqnet.evaluation.report.example_forecast import Example
@@ -80,7 +81,7 @@ def draw(chart: maps.Chart, origin: Origin, config: Config, unit: str) -> Figure
     assert origin.observed.wind is not None
     chart.arrows(left, origin.observed.wind.astype(np.float64))
     name = maps.label(config.data.targets[origin.target])
-    left.set_title(f"{name} and wind, {maps.hour_text(origin.example.time)}", fontsize=9)
+    left.set_title(f"{name} and wind, {hour_text(origin.example.time)} UTC", fontsize=9)
     bar = figure.colorbar(image, ax=left, extend="both", shrink=0.8)
     bar.set_label(f"{name} [{maps.unit_text(unit)}]", fontsize=8)
     bar.ax.tick_params(labelsize=7)
@@ -141,7 +142,7 @@ def caption(chart: maps.Chart, origin: Origin) -> str:
     north, east = "N" if lat >= 0 else "S", "E" if lon >= 0 else "W"
     city = f"{abs(lat):.1f} {north}, {abs(lon):.1f} {east}"
     return (
-        f"Forecast of {maps.hour_text(origin.example.time)}, the input time of largest error. "
+        f"Forecast of {hour_text(origin.example.time)} UTC, the input time of largest error. "
         f"Lines lead from the cell of highest mean in the training years ({city}; star) back to "
         "where the air that arrives there by each lead time is at the input time, as the simple "
         "forecast 'transport' has it: by the wind of the input time held, with the fitted speed "

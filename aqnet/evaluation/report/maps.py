@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from aqnet.config import Config
+from aqnet.config.periods import hour_text
 from aqnet.evaluation.metrics import EVENT_THRESHOLDS
 from aqnet.evaluation.report.example_forecast import Example
 from aqnet.grid import Grid, continuous, wrapped
@@ -186,7 +187,7 @@ def draw(chart: Chart, shown: Example, target: int, config: Config, unit: str) -
             axes = axes_at(row, LEFT + column * (PANEL + GAP))
             image = chart.field(axes, field, SHADES, scale)
             axes.tick_params(labelleft=column == 0)
-            axes.set_title(f"{kind}, {hour_text(shown.time + lead)} (+{lead} h)", fontsize=8)
+            axes.set_title(f"{kind}, {hour_text(shown.time + lead)} UTC (+{lead} h)", fontsize=8)
             chart.terrain(axes)
         if shown.wind is not None and np.isfinite(shown.wind[row]).any():
             chart.arrows(axes, shown.wind[row])
@@ -212,7 +213,7 @@ def draw_odds(chart: Chart, shown: Example, target: int, config: Config, unit: s
         low = ((len(leads) - 1 - row) * row_height + BELOW) / total
         axes = figure.add_axes((LEFT / width, low, PANEL / width, height / total))
         image = chart.field(axes, shown.exceedance[row, target], SHADES, Normalize(0.0, 1.0))
-        axes.set_title(f"{hour_text(shown.time + lead)} (+{lead} h)", fontsize=8)
+        axes.set_title(f"{hour_text(shown.time + lead)} UTC (+{lead} h)", fontsize=8)
         chart.terrain(axes)
         bar = figure.add_axes(((LEFT + PANEL + GAP) / width, low, 0.12 / width, height / total))
         figure.colorbar(image, cax=bar).set_label(
@@ -252,11 +253,6 @@ _LABELS = {
 def unit_text(unit: str) -> str:
     """A unit with its exponent raised."""
     return unit.replace("ug ", "µg ").replace("m-3", "m$^{-3}$")
-
-
-def hour_text(hour: int) -> str:
-    """A time of whole hours since 1970 UTC."""
-    return str(np.datetime64(hour, "h")).replace("T", " ") + ":00 UTC"
 
 
 def _corners(centres: Values) -> Values:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from aqnet.config import Config
+from aqnet.config.periods import hour_text
 from aqnet.evaluation import metrics
 from aqnet.evaluation.baselines import SIMPLE
 from aqnet.evaluation.histograms import Records
@@ -70,7 +71,7 @@ def draw_all(
     keep("skill", "Skill against lead time", caption, skill(table))
     chart = maps.Chart(grid)
     what = (
-        f"Forecast of {maps.hour_text(shown.time)}, the input time of median error. Forecast and "
+        f"Forecast of {hour_text(shown.time)} UTC, the input time of median error. Forecast and "
         "truth of a row share a scale; grey: outside the domain; white: no truth"
     )
     what += "; arrows: wind at that time" if shown.wind is not None else ""
