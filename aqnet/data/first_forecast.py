@@ -46,8 +46,8 @@ class FirstForecast(NamedTuple):
 
 def fit(dataset: ForecastDataset, device: torch.device) -> FirstForecast:
     """The least-squares fit on evenly spread items, over the cells of the domain in which input and
-    target are present; a missing value of the air's departure counts as the training mean, as in
-    the forecast. Every target must be an input.
+    target are present; where that of the air's departure is missing, the cell's own stands for it,
+    as in the forecast. Every target must be an input.
 
     With `model.transport`, speed and turn are those of smallest squared differences left by the
     regression on both values, as the geometric mean over lead times and targets. (Those that move
@@ -64,7 +64,8 @@ def fit(dataset: ForecastDataset, device: torch.device) -> FirstForecast:
         if paths is not None:
             u, v = _wind(dataset, time, device)
             points = paths.departures(u, v, hours, speed, turn)
-            moved = sample(now[None], points)[0].nan_to_num(0.0)
+            moved = sample(now[None], points)[0]
+            moved = moved.where(moved.isfinite(), now)
         sums = sums + _products(now, moved, later, pair)
     here, there, _ = _solved(sums)
     return FirstForecast(here.float(), None if paths is None else there.float(), speed, turn)

@@ -279,7 +279,8 @@ class ClimaX(nn.Module):
         if moved is not None:
             assert self.transport.rho is not None
             rho = (own * self.transport.rho).sum(dim=2)
-            change = change + rho[..., None, None] * moved.nan_to_num(0.0)
+            brought = moved.where(moved.isfinite(), start.unsqueeze(1))
+            change = change + rho[..., None, None] * brought
         return change
 
     def _wind(self, fields: Tensor, channels: Tensor) -> tuple[Tensor, ...]:

@@ -107,7 +107,7 @@ def test_speed_and_turn_of_what_moves_the_air_are_found(speed: float, turn: floa
     assert f"{speed:g} times" in str(first) and f"{turn:+g} degrees" in str(first)
 
 
-def test_a_missing_value_of_the_departure_counts_as_the_mean():
+def test_the_cells_own_value_stands_for_a_missing_one_of_the_departure():
     mask = np.zeros((24, 36), np.bool_)
     mask[6:18, 8:28] = True
     air = MovingAir(1.0, 0.0, mask)
@@ -119,7 +119,8 @@ def test_a_missing_value_of_the_departure_counts_as_the_mean():
         u, v = torch.from_numpy(air.wind(item))[:, None, None]
         moved = sample(
             batch.fields[None, [4]], paths.departures(u, v, speed=first.speed, turn=first.turn)
-        )[0, 1, 0].nan_to_num(0.0)
+        )[0, 1, 0]
+        moved = moved.where(moved.isfinite(), batch.fields[4])
         known = batch.mask[1, 0]
         terms = torch.stack([batch.fields[4][known], moved[known]]).double().numpy()
         sums[0][:] += terms @ terms.T

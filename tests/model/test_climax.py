@@ -146,10 +146,13 @@ def test_change_prediction_along_the_wind_starts_at_what_the_air_brings():
     assert (model.transport.speed, model.transport.turn) == (1.5, -20.0)
     fields, *times = inputs()
     moved = model.bring(fields, torch.arange(4).expand(2, 4))
-    expected = here[:, :, None, None] * fields[:, None, 3:5].nan_to_num(0.0)
-    expected = expected + there[:, :, None, None] * moved.targets.nan_to_num(0.0)
+    now = fields[:, None, 3:5].nan_to_num(0.0)
+    unknown = moved.targets.isnan()
+    brought = torch.where(unknown, now, moved.targets)
+    expected = here[:, :, None, None] * now + there[:, :, None, None] * brought
     out = model(fields, *times)
     inside = out.isfinite()
+    assert (inside & unknown).any() and (inside & ~unknown).any()
     assert not same(moved.targets[:, 3].nan_to_num(0.0), fields[:, 3:5].nan_to_num(0.0), 1e-2)
     assert inside.any() and same(out[inside], expected.expand_as(out)[inside])
 

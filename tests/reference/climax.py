@@ -158,7 +158,8 @@ class PlainClimaX(nn.Module):
                     x = x + self.scan_embed(self.fractions(fields[sample], orders[0]).to(x.dtype))
                 x = x + self.times(int(time[sample]), hours, x.dtype)
                 if points is not None and self.config.model.transport != "attention":
-                    x = x + self.moved_tokens(self.moved(fields[sample], points, hours))
+                    moved = self.moved(fields[sample], points, hours).nan_to_num(0.0)
+                    x = x + self.moved_tokens(moved)
                 until = None if self.joint else hours[0]
                 wind = None if points is None else self.wind_places(points, until)
                 x = self.head(self.norm(self.transform(x[None], orders, wind)))
@@ -192,10 +193,10 @@ class PlainClimaX(nn.Module):
         return dict(zip(hours, torch.from_numpy(points), strict=True))
 
     def moved(self, field: Tensor, points: dict[int, Tensor], hours: list[int]) -> Tensor:
-        """The targets where the air comes from, 0 where unknown, [K, T, H, W]."""
+        """The targets where the air comes from, NaN where unknown, [K, T, H, W]."""
         targets = [self.variables.index(name) for name in self.config.data.targets]
         leads = [[moved_field(field[at], points[hour]) for at in targets] for hour in hours]
-        return torch.stack([torch.stack(lead) for lead in leads]).nan_to_num(0.0).to(field.dtype)
+        return torch.stack([torch.stack(lead) for lead in leads]).to(field.dtype)
 
     def moved_tokens(self, moved: Tensor) -> Tensor:
         """Of [K, T, H, W], [L, D]."""
@@ -332,10 +333,12 @@ class PlainClimaX(nn.Module):
             return torch.zeros((), dtype=field.dtype)
         rows = [self.config.data.lead_times.index(hour) for hour in hours]
         now = torch.stack([field[self.variables.index(name)] for name in self.config.data.targets])
-        start = self.rho[rows, :, None, None] * now.nan_to_num(0.0)
+        now = now.nan_to_num(0.0)
+        start = self.rho[rows, :, None, None] * now
         if points is not None and self.config.model.transport != "attention":
             moved = self.moved(field, points, hours)
-            start = start + self.transport.rho[rows, :, None, None] * moved
+            brought = torch.where(moved.isnan(), now.expand_as(moved), moved)
+            start = start + self.transport.rho[rows, :, None, None] * brought
         return start
 
 
