@@ -340,7 +340,9 @@ def scorer_of(
     say("fitting the simple forecasts on the training split")
 
     def known(time: int) -> baselines.Observed:
-        return baselines.Observed(dataset.reader.observed(time), dataset.reader.wind(time))
+        reader = dataset.reader
+        recent = reader.recent(time, baselines.RECENT_DAYS)
+        return baselines.Observed(reader.observed(time), reader.wind(time), recent)
 
     training = ForecastDataset(config, "train", statistics, stores).times
     hours = partial(target_fields, config, stores, "train")
@@ -348,6 +350,7 @@ def scorer_of(
         hours,
         run.drawn(training, baselines.TIMES, seed=0),
         known,
+        dataset.reader.observed,
         grid,
         config.data.lead_times,
         baselines.months_of(dataset.times[:, None] + np.array(config.data.lead_times)),
@@ -356,7 +359,7 @@ def scorer_of(
     if levels := config.model.quantiles:
         times = run.drawn(training, distributions.ERROR_TIMES, seed=0)
         std = statistics.of(config.data.targets)[1].numpy()
-        odds = distributions.fit(hours, times, known, simple, std, levels)
+        odds = distributions.fit(hours, times, dataset.reader.observed, simple, std, levels)
     besides = run.Besides(regions, others, observed, odds)
     return run.Scorer(config, grid, statistics, simple, known, besides)
 

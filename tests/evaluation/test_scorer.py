@@ -51,7 +51,8 @@ def truth_at(hour: int) -> np.ndarray:
 
 def observed_at(hour: int) -> baselines.Observed:
     wind = np.random.default_rng(int(hour) + 3).normal(0, 5, (2, *SHAPE)).astype(np.float32)
-    return baselines.Observed(truth_at(hour), wind)
+    nothing = np.full((3, 2, *SHAPE), np.nan, np.float32)
+    return baselines.Observed(truth_at(hour), wind, nothing)
 
 
 class ExternalForecast:
@@ -70,7 +71,7 @@ def fitted() -> baselines.Baselines:
     training = range(FIRST - 24 * 40, FIRST + 24 * 4)
     stream = lambda wanted: ((hour, truth_at(hour)) for hour in training)  # noqa: E731
     times = np.array(training)[:-24]
-    return baselines.fit(stream, times, observed_at, GRID, LEADS, {1, 2})
+    return baselines.fit(stream, times, observed_at, truth_at, GRID, LEADS, {1, 2})
 
 
 def batches() -> Iterator[tuple[Batch, torch.Tensor]]:

@@ -1,6 +1,22 @@
 """The simple forecasts, fitted on the training years, that a model has to beat."""
 
 from aqnet.evaluation.baselines.climatology import month_of, months_of
-from aqnet.evaluation.baselines.simple import SIMPLE, TIMES, Baselines, Observed, fit
+from aqnet.evaluation.baselines.simple import (
+    RECENT_DAYS,
+    SIMPLE,
+    TIMES,
+    Baselines,
+    Observed,
+    fit,
+)
 
-__all__ = ["SIMPLE", "TIMES", "Baselines", "Observed", "fit", "month_of", "months_of"]
+__all__ = [
+    "RECENT_DAYS",
+    "SIMPLE",
+    "TIMES",
+    "Baselines",
+    "Observed",
+    "fit",
+    "month_of",
+    "months_of",
+]

@@ -36,6 +36,15 @@ class Climatology:
         """Climatology [T, N] of one time, hours since 1970 UTC."""
         return self.means[month_of(hour), hour % 24].astype(np.float64)
 
+    def over_days(self, day: int, number: int) -> Values:
+        """Its mean [T, N] over all hours of the days before `day` (days since 1970)."""
+        months, days = np.unique(
+            [month_of(24 * (day - back)) for back in range(1, number + 1)], return_counts=True
+        )
+        by_month = self.means[months].mean(axis=1, dtype=np.float64)
+        mean: Values = np.average(by_month, axis=0, weights=days)
+        return mean
+
     def highest(self, target: int) -> int:
         """The cell of the domain, 0 to N - 1, of highest mean of a target."""
         means = self.means[:, :, target]

@@ -18,7 +18,7 @@ from aqnet import distributed
 from aqnet.counted import Bins
 from aqnet.evaluation.baselines.climatology import Stream, month_of, months_at
 from aqnet.evaluation.baselines.simple import Baselines
-from aqnet.evaluation.baselines.transport import Read
+from aqnet.evaluation.baselines.transport import Truth
 
 Values = NDArray[np.float64]
 Fields = NDArray[np.float32]
@@ -61,7 +61,7 @@ class Distributions:
 def fit(
     stream: Stream,
     times: Hours,
-    read: Read,
+    truth: Truth,
     simple: Baselines,
     std: Values,
     levels: tuple[float, ...],
@@ -75,11 +75,11 @@ def fit(
     the counts of errors.
 
     Args:
-        stream, read: as in `baselines.fit`; times: input times whose errors are counted.
+        stream, truth: as in `baselines.fit`; times: input times whose errors are counted.
         std: training standard deviation of each target [T].
     """
     climate = _climate(stream, simple, levels)
-    errors = _errors(times, read, simple, std, levels)
+    errors = _errors(times, truth, simple, std, levels)
     return Distributions(simple.lead_times, levels, climate, errors)
 
 
@@ -148,7 +148,7 @@ def _fill(quantiles: Fields, climate: Fields) -> None:
 
 
 def _errors(
-    times: Hours, read: Read, simple: Baselines, std: Values, levels: tuple[float, ...]
+    times: Hours, truth: Truth, simple: Baselines, std: Values, levels: tuple[float, ...]
 ) -> Fields:
     """Quantiles of the errors of damped anomaly persistence, [Q, K, T, N]."""
     climate, mask, lead_times = simple.climatology, simple.mask, simple.lead_times
@@ -157,9 +157,9 @@ def _errors(
     counts = np.zeros(shape, np.int32)
     scale = np.where(std > 0, std, 1.0)[:, None]
     for time in times[distributed.rank() :: distributed.world_size()].tolist():
-        anomaly = read(time).targets[:, mask] - climate.at(time)
+        anomaly = truth(time)[:, mask] - climate.at(time)
         for row, lead in enumerate(lead_times):
-            later = read(time + lead).targets[:, mask] - climate.at(time + lead)
+            later = truth(time + lead)[:, mask] - climate.at(time + lead)
             _count(counts[row], (later - weights[row] * anomaly) / scale)
     distributed.sum_(torch.from_numpy(counts))
     found = [_of_counts(part, levels) * scale for part in counts]

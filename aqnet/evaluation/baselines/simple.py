@@ -19,7 +19,7 @@ from aqnet import distributed
 from aqnet.errors import AqnetError
 from aqnet.evaluation.baselines import climatology, least_squares, transport
 from aqnet.evaluation.baselines.climatology import Climatology, Hours, Stream
-from aqnet.evaluation.baselines.transport import Air, Observed, Read
+from aqnet.evaluation.baselines.transport import Air, Observed, Read, Truth
 from aqnet.grid import Grid
 
 Values = NDArray[np.float64]
@@ -27,6 +27,7 @@ Values = NDArray[np.float64]
 # world differs by -0.1 to 0.4 %
 TIMES = 512
 SEARCHED = 64  # of these, those on which the speed and turn of the air are
+RECENT_DAYS = (1, 7, 30)  # whose means are known
 
 
 class Regression(NamedTuple):
@@ -39,6 +40,9 @@ class Regression(NamedTuple):
 REGRESSIONS = {
     "damped_persistence": Regression(("one", "value"), "value"),
     "damped_anomaly": Regression(("anomaly",), "anomaly"),
+    "recent_anomaly": Regression(
+        ("anomaly", *(f"anomaly_{days}" for days in RECENT_DAYS)), "anomaly"
+    ),
     "transport": Regression(("one", "value", "moved"), "value"),
 }
 SIMPLE = ("persistence", "climatology", *REGRESSIONS)
@@ -69,7 +73,13 @@ class Baselines:
         """Fields that are known at an input time, each [T, N] or, by lead time, [K, T, N]; all have
         a value where the value itself is known."""
         value = observed.targets[:, self.mask].astype(np.float64)
-        fields = {"one": np.ones(1), "value": value, "anomaly": value - self.climatology.at(time)}
+        latest = value - self.climatology.at(time)
+        fields = {"one": np.ones(1), "value": value, "anomaly": latest}
+        for days, mean in zip(RECENT_DAYS, observed.recent[..., self.mask], strict=True):
+            anomaly = mean - self.climatology.over_days(time // 24, days)
+            # over so many days nothing may be known: the shorter one stands in for the longer
+            latest = np.where(np.isfinite(anomaly), anomaly, latest)
+            fields[f"anomaly_{days}"] = latest
         if self.air is not None and observed.wind is not None:
             moved = self.air.moved(observed.targets, observed.wind)
             # where the air comes from nothing may be observed; no pair is to be lost by that
@@ -96,6 +106,7 @@ def fit(
     stream: Stream,
     times: Hours,
     read: Read,
+    truth: Truth,
     grid: Grid,
     lead_times: Sequence[int],
     wanted_months: set[int],
@@ -107,7 +118,8 @@ def fit(
             (hour, targets [T, H, W]) in time order, NaN = missing: every hour counts for the
             climatology.
         times: input times, of which the weights are fitted: up to TIMES of them.
-        read: gives what is known of any hour; nothing but NaN of an hour that does not exist.
+        read: gives what is known at an input time; truth: the targets of any hour, nothing but NaN
+            of one that does not exist.
         wanted_months: 0 to 11, those of the times to be forecast.
     Raises:
         AqnetError: a wanted month has no training value of some target, or a lead time no pair.
@@ -116,14 +128,14 @@ def fit(
     climate = climatology.fit(stream, mask, len(first.targets), wanted_months)
     air = None
     if first.wind is not None:
-        air = transport.fit(times[:: -(-len(times) // SEARCHED)], read, grid, lead_times)
+        air = transport.fit(times[:: -(-len(times) // SEARCHED)], read, truth, grid, lead_times)
     unfitted = Baselines(tuple(lead_times), mask, climate, air, {})
 
     def products(time: int) -> Values:
         """Sums over the cells of the products of all known fields and the truth."""
         known = unfitted.known(time, read(time))
-        truth = np.stack([read(time + lead).targets[:, mask] for lead in lead_times])
-        return least_squares.products(*known.values(), truth, truth - unfitted.later(time))
+        later = np.stack([truth(time + lead)[:, mask] for lead in lead_times])
+        return least_squares.products(*known.values(), later, later - unfitted.later(time))
 
     sums = least_squares.summed(times, products)
     fields = list(unfitted.known(int(times[0]), first))

@@ -24,19 +24,22 @@ TURNS = np.arange(-40.0, 41.0, 10.0)  # degrees, counter-clockwise
 
 
 class Observed(NamedTuple):
-    """What is known of one hour in physical units, NaN where missing.
+    """What is known at an input time in physical units, NaN where missing.
 
     Attributes:
         targets: float32, shape [T, H, W].
         wind: eastward and northward wind in m/s, float32, shape [2, H, W]; None where none is
             stored.
+        recent: means of the targets over the last days before, float32, shape [days, T, H, W].
     """
 
     targets: Fields
     wind: Fields | None
+    recent: Fields
 
 
 Read = Callable[[int], Observed]
+Truth = Callable[[int], Fields]  # of an hour, the targets [T, H, W] alone
 
 
 class Air:
@@ -84,6 +87,7 @@ class Air:
 def fit(
     times: NDArray[np.int64],
     read: Read,
+    truth: Truth,
     grid: Grid,
     lead_times: Sequence[int],
 ) -> Air:
@@ -96,7 +100,7 @@ def fit(
 
     Args:
         times: input times, hours since 1970 UTC.
-        read: gives what is known of an hour, the wind as well.
+        read: gives what is known at an input time, the wind as well; truth: the targets of an hour.
     """
     # a path at n times the slowest speed is the slowest path to n times the lead time
     multiples = np.arange(1, len(SPEEDS) + 1)[:, None] * np.array(lead_times)
@@ -106,11 +110,11 @@ def fit(
     mask = grid.mask.numpy()
 
     def products(time: int) -> Values:
-        values, wind = read(time)
+        values, wind, _ = read(time)
         assert wind is not None
         u, v = torch.from_numpy(wind)[:, None, None]
         here = values[:, mask].astype(np.float64)
-        later = np.stack([read(time + lead)[0][:, mask] for lead in lead_times])
+        later = np.stack([truth(time + lead)[:, mask] for lead in lead_times])
         sums = []
         for turn in TURNS.tolist():
             points = paths.departures(u, v, speed=SLOWEST, turn=turn)[0, place]

@@ -118,7 +118,11 @@ def write_csv(path: Path, table: list[dict[str, Any]]) -> None:
 
 
 _SHORT = {"persistence": "persist", "climatology": "climat"}
-_SHORT |= {"damped_persistence": "damped", "damped_anomaly": "damp.anom"}
+_SHORT |= {
+    "damped_persistence": "damped",
+    "damped_anomaly": "damp.anom",
+    "recent_anomaly": "recent.an",
+}
 
 
 def skill_table(table: list[dict[str, Any]]) -> str:

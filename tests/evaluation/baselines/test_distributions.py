@@ -43,17 +43,22 @@ def stream(wanted: Callable[[np.ndarray], np.ndarray]) -> Iterator[tuple[int, np
 
 def read(hour: int) -> baselines.Observed:
     values = values_at(hour) if hour in HOURS else np.full((2, CELLS), np.nan, np.float32)
-    return baselines.Observed(values[:, None], None)
+    nothing = np.full((3, 2, 1, CELLS), np.nan, np.float32)
+    return baselines.Observed(values[:, None], None, nothing)
+
+
+def truth(hour: int) -> np.ndarray:
+    return read(hour).targets
 
 
 @pytest.fixture(scope="module")
 def simple() -> baselines.Baselines:
-    return baselines.fit(stream, TIMES, read, GRID, LEADS, set(range(12)))
+    return baselines.fit(stream, TIMES, read, truth, GRID, LEADS, set(range(12)))
 
 
 @pytest.fixture(scope="module")
 def fitted(simple: baselines.Baselines) -> Distributions:
-    return distributions.fit(stream, TIMES, read, simple, STD, LEVELS)
+    return distributions.fit(stream, TIMES, truth, simple, STD, LEVELS)
 
 
 def test_climatological_quantiles_are_those_of_the_month_and_hour(fitted: Distributions):
@@ -112,7 +117,7 @@ def test_months_of_other_ranks_are_added(
     monkeypatch.setattr(distributed, "sum_", lambda tensor: parts.append(tensor.clone()))
     for rank in range(2):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        distributions.fit(stream, TIMES, read, simple, STD, LEVELS)
+        distributions.fit(stream, TIMES, truth, simple, STD, LEVELS)
     climate, counts = parts[0] + parts[2], parts[1] + parts[3]
     np.testing.assert_array_equal(climate.numpy(), fitted.climate)
     whole = [distributions._of_counts(part, LEVELS) * STD[:, None] for part in counts.numpy()]

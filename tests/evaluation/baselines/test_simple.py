@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import numpy as np
 import pytest
@@ -47,9 +48,23 @@ def stream(wanted):
     return ((hour, fields(hour)) for hour in np.array(HOURS)[wanted(np.array(HOURS))].tolist())
 
 
+def truth(hour: int) -> np.ndarray:
+    return fields(hour) if hour in HOURS else np.full((2, *MASK.shape), np.nan, np.float32)
+
+
+@cache
+def recent(day: int, days: int) -> np.ndarray:
+    """The mean over the days before, where the record reaches back over half of them."""
+    if 2 * (day - START // 24) < days:
+        return np.full((2, *MASK.shape), np.nan)
+    hours = [hour for hour in range(24 * (day - days), 24 * day) if hour in HOURS]
+    return np.ma.masked_invalid([fields(hour) for hour in hours]).mean(axis=0).filled(np.nan)
+
+
 def read(hour: int) -> baselines.Observed:
-    targets = fields(hour) if hour in HOURS else np.full((2, *MASK.shape), np.nan, np.float32)
-    return baselines.Observed(targets, wind(hour))
+    means = np.stack([recent(hour // 24, days) for days in baselines.RECENT_DAYS])
+    means = means.astype(np.float32)
+    return baselines.Observed(truth(hour), wind(hour), means)
 
 
 def read_without_wind(hour: int) -> baselines.Observed:
@@ -57,7 +72,7 @@ def read_without_wind(hour: int) -> baselines.Observed:
 
 
 def fitted(of=read, leads=LEADS, months=frozenset((0, 1))) -> baselines.Baselines:
-    return baselines.fit(stream, np.array(HOURS), of, GRID, leads, set(months))
+    return baselines.fit(stream, np.array(HOURS), of, truth, GRID, leads, set(months))
 
 
 @pytest.fixture(scope="module")
@@ -87,10 +102,29 @@ def test_climatology_is_the_mean_of_hour_and_month_else_of_the_month(whole: base
     assert whole.climatology.filled == (2, 0)  # hour 7 of one cell in January and in February
 
 
+def naive_recent(past: dict[int, list[np.ndarray]], hour: int, now: np.ndarray) -> list[np.ndarray]:
+    """Anomalies [N] over the last days, each where it is not known that over fewer."""
+    found = [now]
+    for anomaly in past[hour // 24]:
+        found.append(np.where(np.isfinite(anomaly), anomaly, found[-1]))
+    return found[1:]
+
+
+def past_anomalies(whole: baselines.Baselines, day: int, target: int) -> list[np.ndarray]:
+    found = []
+    for days in baselines.RECENT_DAYS:
+        hours = range(24 * (day - days), 24 * day)
+        climate = np.mean([whole.climatology.at(hour)[target] for hour in hours], axis=0)
+        found.append(recent(day, days).astype(np.float32)[target, MASK] - climate)
+    return found
+
+
 def test_regressions_agree_with_least_squares_over_pooled_pairs(whole: baselines.Baselines):
     assert whole.air is not None
     for row, lead in enumerate(LEADS):
         for target in range(2):
+            days = {hour // 24 for hour in HOURS}
+            anomalies = {day: past_anomalies(whole, day, target) for day in days}
             found = []
             for hour in HOURS:
                 if hour + lead not in HOURS:
@@ -101,11 +135,13 @@ def test_regressions_agree_with_least_squares_over_pooled_pairs(whole: baselines
                 a = x - whole.climatology.at(hour)[target]
                 b = y - whole.climatology.at(hour + lead)[target]
                 good = np.isfinite(x) & np.isfinite(y)
-                found.append(np.stack([np.ones(4), x, moved, y, a, b])[:, good])
-            one, x, moved, y, a, b = np.concatenate(found, axis=1)
+                past = naive_recent(anomalies, hour, a)
+                found.append(np.stack([np.ones(4), x, moved, y, a, *past, b])[:, good])
+            one, x, moved, y, a, *past, b = np.concatenate(found, axis=1)
             for name, regressors, wanted in (
                 ("damped_persistence", (one, x), y),
                 ("damped_anomaly", (a,), b),
+                ("recent_anomaly", (a, *past), b),
                 ("transport", (one, x, moved), y),
             ):
                 expected = np.linalg.lstsq(np.stack(regressors, axis=1), wanted)[0]
@@ -133,7 +169,13 @@ def test_forecasts_follow_their_formulas_and_keep_missing_missing(whole: baselin
     assert np.isfinite(moved[1, 2])
     moved = np.where(np.isfinite(moved), moved, present)
     np.testing.assert_allclose(found["transport"][0], a + b * present + c * moved)
-    for name in ("persistence", "damped_persistence", "damped_anomaly", "transport"):
+    for name in (
+        "persistence",
+        "damped_persistence",
+        "damped_anomaly",
+        "recent_anomaly",
+        "transport",
+    ):
         missing = np.isnan(found[name])
         assert missing[:, 1, 2].all() and missing.sum() == len(LEADS), name
 
@@ -180,7 +222,7 @@ def test_training_hours_of_the_climatology_are_read_once():
         reads.append(1)
         return stream(wanted)
 
-    baselines.fit(counted, np.array(HOURS[:40]), read, GRID, LEADS, {0, 1})
+    baselines.fit(counted, np.array(HOURS[:40]), read, truth, GRID, LEADS, {0, 1})
     assert len(reads) == 1
 
 

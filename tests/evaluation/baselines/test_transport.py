@@ -38,11 +38,14 @@ def read(hour: int) -> transport.Observed:
     stored = way(hour) / 3600.0 / SPEED * np.exp(-1j * np.radians(TURN))
     wind = np.empty((2, ROWS, COLUMNS), np.float32)
     wind[0], wind[1] = stored.real, stored.imag
-    return transport.Observed(values.astype(np.float32), wind)
+    nothing = np.full((3, *values.shape), np.nan, np.float32)
+    return transport.Observed(values.astype(np.float32), wind, nothing)
 
 
 def test_speed_and_turn_of_what_moves_the_air_are_found():
-    air = transport.fit(np.arange(0, 16 * 12, 16), read, GRID, LEADS)
+    air = transport.fit(
+        np.arange(0, 16 * 12, 16), read, lambda hour: read(hour).targets, GRID, LEADS
+    )
     assert air.speed.tolist() == [SPEED] * 2 and air.turn.tolist() == [TURN] * 2
 
 
