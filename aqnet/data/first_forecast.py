@@ -1,15 +1,17 @@
-"""What a fresh model starts from: damped persistence, here and where the air comes from."""
+"""What a fresh model starts from: damped persistence, here and where the air comes from, and the
+level of the last days."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from aqnet.config import Channel
 from aqnet.data.dataset import ForecastDataset
 from aqnet.trajectories import Trajectories, sample
 
@@ -23,17 +25,20 @@ STEPS = ((0.25, 10.0), (0.125, 5.0))
 
 
 class FirstForecast(NamedTuple):
-    """A forecast of the change: rho (x - c) + there (x where the air comes from - c).
+    """A forecast of the change: rho (x - c) + there (x where the air comes from - c) + the sum over
+    `data.recent_days` of recent (normalised mean of these days less x).
 
     Attributes:
         rho: float32, shape [K, T]; 0 where nothing is known.
         there: likewise; None without transport.
+        recent: likewise, shape [days, K, T]; None without recent days.
         speed, turn: what moves the air is the wind times `speed`, turned counter-clockwise by
             `turn` degrees.
     """
 
     rho: Tensor
     there: Tensor | None = None
+    recent: Tensor | None = None
     speed: float = 1.0
     turn: float = 0.0
 
@@ -53,22 +58,34 @@ def fit(dataset: ForecastDataset, device: torch.device) -> FirstForecast:
     regression on both values, as the geometric mean over lead times and targets. (Those that move
     the field itself best would be too slow: a path too short costs less than a wrong one.)
     """
-    paths, hours = None, dataset.config.wind_hours
+    paths, hours, data = None, dataset.config.wind_hours, dataset.config.data
+    channels = [
+        dataset.config.input_channels.index(Channel(name, days=days))
+        for days in data.recent_days
+        for name in data.targets
+    ]
     speed, turn = 1.0, 0.0
     if dataset.config.model.transport != "off":
-        paths = Trajectories(dataset.grid, dataset.config.data.lead_times).to(device)
+        paths = Trajectories(dataset.grid, data.lead_times).to(device)
         speed, turn = _fit_wind(dataset, paths, device)
     sums = torch.zeros((), dtype=torch.float64)
-    for time, now, later, pair in _items(dataset, ITEMS, device):
-        moved = torch.zeros_like(later)
+    for time, fields, now, later, pair in _items(dataset, ITEMS, device):
+        recent = (
+            fields[channels].nan_to_num(0.0).unflatten(0, (len(data.recent_days), -1))
+            if channels
+            else []
+        )
+        terms = [now, *recent]
         if paths is not None:
             u, v = _wind(dataset, time, device)
             points = paths.departures(u, v, hours, speed, turn)
             moved = sample(now[None], points)[0]
-            moved = moved.where(moved.isfinite(), now)
-        sums = sums + _products(now, moved, later, pair)
-    here, there, _ = _solved(sums)
-    return FirstForecast(here.float(), None if paths is None else there.float(), speed, turn)
+            terms.append(moved.where(moved.isfinite(), now))
+        sums = sums + _products([*terms, later], pair)
+    slopes = list(_solved(sums)[0].float().unbind(-1))
+    there = None if paths is None else slopes.pop()
+    recent = torch.stack(slopes[1:]) if channels else None
+    return FirstForecast(slopes[0], there, recent, speed, turn)
 
 
 def _fit_wind(
@@ -99,30 +116,30 @@ def _left(
     speed, turn = torch.tensor(candidates, device=device).unbind(1)
     sums = torch.zeros((), dtype=torch.float64)
     count = torch.zeros((), dtype=torch.int64)
-    for time, now, later, pair in _items(dataset, WIND_ITEMS, device):
+    for time, _, now, later, pair in _items(dataset, WIND_ITEMS, device):
         wind = _wind(dataset, time, device)
         u, v = (part.expand(len(candidates), -1, -1, -1) for part in wind)
         points = paths.departures(u, v, dataset.config.wind_hours, speed, turn)
         moved = sample(now.expand(len(candidates), -1, -1, -1), points)
         known = pair & moved.isfinite().all(dim=0)
-        sums = sums + _products(now, moved.nan_to_num(0.0), later, known)
+        sums = sums + _products([now, moved, later], known)
         count = count + known.sum(dim=(-2, -1)).cpu()
-    _, _, left = _solved(sums)
+    _, left = _solved(sums)
     return torch.where(count >= FEWEST, left.log(), torch.nan).flatten(1).nanmean(dim=1)
 
 
 def _items(
     dataset: ForecastDataset, number: int, device: torch.device
-) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
-    """Evenly spread items: the input time, its targets [T, H, W] and the later ones [K, T, H, W],
-    normalised, and where both are known."""
+) -> Iterator[tuple[int, Tensor, Tensor, Tensor, Tensor]]:
+    """Evenly spread items: the input time, all inputs [V, H, W], its targets [T, H, W] and the
+    later ones [K, T, H, W], normalised, and where both are known."""
     data = dataset.config.data
     channels = [data.variables.index(name) for name in data.targets]
     few = dataset.thinned(number)
     for item, time in enumerate(few.times.tolist()):
         batch = few[item].to(device)
         now = batch.fields[channels]
-        yield time, now, batch.targets, batch.mask & now.isfinite()
+        yield time, batch.fields, now, batch.targets, batch.mask & now.isfinite()
 
 
 def _wind(dataset: ForecastDataset, time: int, device: torch.device) -> Tensor:
@@ -134,21 +151,22 @@ def _wind(dataset: ForecastDataset, time: int, device: torch.device) -> Tensor:
     return torch.from_numpy(np.stack(present, axis=1))[:, None].to(device)
 
 
-def _products(now: Tensor, moved: Tensor, later: Tensor, known: Tensor) -> Tensor:
-    """Sums over cells of xx, xm, mm, xy, my and yy, float64 on the CPU, shape [6, ..., K, T]."""
-    x, m, y = (torch.where(known, part, 0.0).double() for part in (now, moved, later))
-    pairs = ((x, x), (x, m), (m, m), (x, y), (m, y), (y, y))
-    parts = torch.broadcast_tensors(*((a * b).sum(dim=(-2, -1)) for a, b in pairs))
-    return torch.stack(parts).cpu()
+def _products(fields: Sequence[Tensor], known: Tensor) -> Tensor:
+    """Sums over cells of the products of every two of F fields, float64 on the CPU, shape
+    [..., K, T, F, F]."""
+    parts = [torch.where(known, field, 0.0).double() for field in fields]
+    sums = [(a * b).sum(dim=(-2, -1)) for a in parts for b in parts]
+    found = torch.stack(torch.broadcast_tensors(*sums), dim=-1)
+    return found.unflatten(-1, (len(fields), len(fields))).cpu()
 
 
-def _solved(sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Slopes on x and on m, and the squared differences left; without m where it says nothing."""
-    xx, xm, mm, xy, my, yy = sums
-    determinant = xx * mm - xm * xm
-    both = determinant > 1e-9 * xx * mm
-    safe = torch.where(both, determinant, 1.0)
-    alone = torch.where(xx > 0, xy / torch.where(xx > 0, xx, 1.0), 0.0)
-    here = torch.where(both, (mm * xy - xm * my) / safe, alone)
-    there = torch.where(both, (xx * my - xm * xy) / safe, 0.0)
-    return here, there, yy - here * xy - there * my
+def _solved(sums: Tensor) -> tuple[Tensor, Tensor]:
+    """Slopes [..., F - 1] of the last field on the others, the smallest ones where these say the
+    same, and the squared differences left [...]."""
+    inner, cross = sums[..., :-1, :-1], sums[..., :-1, -1]
+    size = inner.diagonal(dim1=-2, dim2=-1).sqrt()
+    scale = torch.where(size > 0, size, 1.0).reciprocal()
+    correlations = inner * scale.unsqueeze(-1) * scale.unsqueeze(-2)
+    inverse = torch.linalg.pinv(correlations, rtol=1e-9, hermitian=True)
+    slopes = scale * (inverse @ (scale * cross).unsqueeze(-1)).squeeze(-1)
+    return slopes, sums[..., -1, -1] - (slopes * cross).sum(dim=-1)

@@ -52,6 +52,7 @@ class ClimaX(nn.Module):
     elevation_km: Tensor
     lead_times: Tensor
     target_channels: Tensor
+    recent_channels: Tensor
     wind_channels: Tensor
     wind_mean: Tensor
     wind_std: Tensor
@@ -66,6 +67,7 @@ class ClimaX(nn.Module):
         self.variables, self.targets = config.data.variables, config.data.targets
         self.joint = model.lead_time_mode == "joint"
         self.sees_weather = bool(config.data.weather)
+        self.starts_recent = bool(config.data.recent_days) and model.predict == "change"
         self.lead_time_unit = lead_time_unit(model)
         self._make_buffers(config, grid, statistics)
         self._make_parameters(config, len(config.input_variables))
@@ -91,6 +93,12 @@ class ClimaX(nn.Module):
         if self.model.predict == "change" or moves_fields(self.model):
             channels = [self.variables.index(name) for name in self.targets]
             buffers["target_channels"] = torch.tensor(channels)
+        if self.starts_recent:
+            inputs, days = config.input_channels, config.data.recent_days
+            rows = [
+                [inputs.index(Channel(name, days=each)) for name in self.targets] for each in days
+            ]
+            buffers["recent_channels"] = torch.tensor(rows)
         if self.model.scan == "wind" or self.model.transport != "off":
             mean, std = statistics.of(("u", "v"))
             hours, inputs = config.wind_hours, config.input_channels
@@ -155,25 +163,36 @@ class ClimaX(nn.Module):
             self.calendar_embed = zero_linear(size, dim)
         if self.model.predict == "change":
             self.rho = nn.Parameter(torch.zeros(num_leads, len(self.targets)))
+            if self.starts_recent:
+                days = self.recent_channels.shape[0]
+                self.recent_rho = nn.Parameter(torch.zeros(days, num_leads, len(self.targets)))
             for parameter in self.head[-1].parameters():
                 nn.init.zeros_(parameter)
 
     @torch.no_grad()
     def start_from(
-        self, rho: Tensor, there: Tensor | None = None, speed: float = 1.0, turn: float = 0.0
+        self,
+        rho: Tensor,
+        there: Tensor | None = None,
+        recent: Tensor | None = None,
+        speed: float = 1.0,
+        turn: float = 0.0,
     ) -> None:
-        """Start from damped persistence, here and where the air comes from; what of this the model
-        does not have is not looked at.
+        """Start from damped persistence, here, where the air comes from and of the last days; what
+        of this the model does not have is not looked at.
 
         Args:
             rho: correlation of a target with its value in the same cell at the input time, [K, T].
             there: with its value where the air comes from at that time, [K, T].
+            recent: with its means over the last days, less the value, [days, K, T].
             speed, turn: what moves the air, as in `Transport`.
         Raises:
             AqnetError: a shape is another.
         """
         if self.model.predict == "change":
             _set_rho(self.rho, rho)
+        if self.starts_recent and recent is not None:
+            _set_rho(self.recent_rho, recent)
         if self.model.transport != "off":
             self.transport.speed.fill_(speed)
             self.transport.turn.fill_(turn)
@@ -276,6 +295,11 @@ class ClimaX(nn.Module):
         own = matches.to(fields.dtype).unsqueeze(-1)
         start = fields.index_select(1, self.target_channels).nan_to_num(0.0)
         change = (own * self.rho).sum(dim=2)[..., None, None] * start.unsqueeze(1)
+        if self.starts_recent:
+            recent = fields.index_select(1, self.recent_channels.flatten()).nan_to_num(0.0)
+            recent = recent.unflatten(1, self.recent_channels.shape)
+            rho = torch.einsum("bkl,nlt->bknt", matches.to(fields.dtype), self.recent_rho)
+            change = change + torch.einsum("bknt,bnthw->bkthw", rho, recent)
         if moved is not None:
             assert self.transport.rho is not None
             rho = (own * self.transport.rho).sum(dim=2)

@@ -14,7 +14,16 @@ from aqnet.config import Train
 from aqnet.errors import AqnetError
 
 # by a parameter's own name: correlations, terrain strengths and learned tables are no projections
-_NEVER_DECAYED = ("bias", "proj_biases", "bias_table", "rho", "up", "down", "var_query")
+_NEVER_DECAYED = (
+    "bias",
+    "proj_biases",
+    "bias_table",
+    "rho",
+    "recent_rho",
+    "up",
+    "down",
+    "var_query",
+)
 
 
 def parameter_groups(

@@ -45,6 +45,25 @@ def test_rho_without_transport_equals_a_loop_over_cells(folder: Path):
             assert first.rho[k, t].item() == pytest.approx(top / bottom, rel=1e-5, abs=1e-6)
 
 
+def test_means_of_the_last_days_are_further_terms(folder: Path):
+    settings = config(folder, recent_days=[1, 2])
+    train = samples(settings, "train", STATISTICS)
+    first = first_forecast.fit(train, CPU)
+    channels = [settings.input_variables.index(name) for name in ("o3", "o3@mean1d", "o3@mean2d")]
+    sums = np.zeros((3, 3)), np.zeros(3)
+    for item in range(len(train)):
+        batch = train[item]
+        known = (batch.mask[1, 0] & batch.fields[channels[0]].isfinite()).numpy()
+        terms = batch.fields[channels].nan_to_num(0.0).double().numpy()[:, known]
+        sums[0][:] += terms @ terms.T
+        sums[1][:] += terms @ batch.targets[1, 0].double().numpy()[known]
+    expected = np.linalg.solve(*sums)
+    assert first.recent is not None and first.there is None
+    found = [first.rho[1, 0].item(), *first.recent[:, 1, 0].tolist()]
+    assert found == pytest.approx(expected.tolist(), rel=1e-3)
+    assert min(np.abs(expected)) > 1e-3
+
+
 def test_rho_is_zero_where_there_is_no_pair(folder: Path):
     split = {"train": [2015], "validation": ["2016-01-02"], "test": ["2016-01-03/2016-12-31"]}
     settings = config(folder, lead_times=[3, 24 * 100], split=split)  # the record ends before

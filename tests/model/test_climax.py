@@ -142,7 +142,7 @@ def test_change_prediction_starts_at_damped_persistence():
 def test_change_prediction_along_the_wind_starts_at_what_the_air_brings():
     model = model_of(random=False)
     here, there = torch.rand(2, 4, 2, dtype=torch.float64)
-    model.start_from(here, there, 1.5, -20.0)
+    model.start_from(here, there, speed=1.5, turn=-20.0)
     assert (model.transport.speed, model.transport.turn) == (1.5, -20.0)
     fields, *times = inputs()
     moved = model.bring(fields, torch.arange(4).expand(2, 4))
@@ -163,7 +163,7 @@ def test_rho_of_another_shape_is_refused_and_what_a_model_lacks_is_not_looked_at
     with pytest.raises(AqnetError, match=r"expected shape \[4, 2\].*found \[4\]"):
         model_of().start_from(torch.zeros(4, 2), torch.zeros(4))
     for settings in ({"predict": "value"}, {"transport": "off"}, {"transport": "attention"}):
-        model_of(**settings).start_from(torch.zeros(4, 2), torch.zeros(4, 2), 2.0, 10.0)
+        model_of(**settings).start_from(torch.zeros(4, 2), torch.zeros(4, 2), None, 2.0, 10.0)
 
 
 @pytest.mark.parametrize(

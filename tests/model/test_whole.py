@@ -14,6 +14,7 @@ from tests.reference.climax import PlainClimaX
 
 # a wind whose normalised values alone would point elsewhere
 STATISTICS = Statistics(tuple(VARIABLES), (-3.0, 4.0, *(0.0,) * 6), (10.0, 5.0, *(1.0,) * 6))
+LAST_DAYS = {"recent_days": [1, 2, 3, 7, 14, 30]}  # as many channels as WEATHER
 SETTINGS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "all tokens": {"tokens": "all"},
@@ -36,6 +37,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "attention along the wind alone": {"transport": "attention", "predict": "value"},
     "along the wind in windows": {"attention": "window", "terrain": {"enabled": False}},
     "no transport": {"transport": "off"},
+    "last days": {"more": LAST_DAYS},
+    "last days, conditioned": {"more": LAST_DAYS, "lead_time_mode": "conditioned"},
+    "last days, value": {"more": LAST_DAYS, "predict": "value"},
     "weather to come": {"more": WEATHER},
     "weather to come, conditioned": {"more": WEATHER, "lead_time_mode": "conditioned"},
     "no transport, flat, in windows": {

@@ -104,6 +104,9 @@ class PlainClimaX(nn.Module):
             self.calendar_embed = nn.Linear(3 * times + 2 * (model.calendar != "day"), dim)
         if model.predict == "change":
             self.rho = parameter(num_leads, len(config.data.targets))
+        if model.predict == "change" and config.data.recent_days:
+            days = len(config.data.recent_days)
+            self.recent_rho = parameter(days, num_leads, len(config.data.targets))
         if model.transport != "off":
             self.transport = nn.Module()
             self.transport.register_buffer("speed", torch.ones(()))
@@ -339,6 +342,11 @@ class PlainClimaX(nn.Module):
             moved = self.moved(field, points, hours)
             brought = torch.where(moved.isnan(), now.expand_as(moved), moved)
             start = start + self.transport.rho[rows, :, None, None] * brought
+        for number, days in enumerate(self.config.data.recent_days):
+            names = [f"{name}@mean{days}d" for name in self.config.data.targets]
+            recent = field[[self.config.input_variables.index(name) for name in names]]
+            recent = recent.nan_to_num(0.0)
+            start = start + self.recent_rho[number, rows, :, None, None] * recent
         return start
 
 
