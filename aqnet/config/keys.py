@@ -194,6 +194,11 @@ class Config:
         )
 
     @property
+    def token_variables(self) -> tuple[str, ...]:
+        """Of the input channels those that are aggregated to a token: all but weather to come."""
+        return tuple(channel.name for channel in self.input_channels if not channel.to_come)
+
+    @property
     def wind_hours(self) -> tuple[int, ...]:
         """Hours after the input time at which the inputs have a wind, ascending."""
         to_come = {"u", "v"} <= set(self.data.weather)

@@ -70,7 +70,7 @@ class ClimaX(nn.Module):
         self.starts_recent = bool(config.data.recent_days) and model.predict == "change"
         self.lead_time_unit = lead_time_unit(model)
         self._make_buffers(config, grid, statistics)
-        self._make_parameters(config, len(config.input_variables))
+        self._make_parameters(config, len(config.token_variables))
 
     def _make_buffers(self, config: Config, grid: Grid, statistics: Statistics) -> None:
         patches = patches_of(grid, self.model.patch)
@@ -82,7 +82,8 @@ class ClimaX(nn.Module):
         if self.model.transport != "off":
             self.transport = Transport(config, grid, patches, tokens)
         if config.data.weather:
-            self.weather = WeatherToCome(config.input_channels, config.train.weather_dropout)
+            size, dropout = (self.model.patch, self.model.embed_dim), config.train.weather_dropout
+            self.weather = WeatherToCome(config.input_channels, dropout, *size)
         buffers = {
             "tokens": tokens,
             "lat": patches.lat[tokens],
@@ -241,8 +242,11 @@ class ClimaX(nn.Module):
         patch = self.model.patch
         padded = F.pad(fields, (0, -width % patch, 0, -height % patch), value=float("nan"))
         sector = self._sectors(padded)
-        x = self._embed(padded, sector, lead_time)
+        x = self._embed(padded, sector)
         x = self._add_times(x, time, lead_time)
+        if self.sees_weather:
+            passes_of = None if self.joint else lead_time
+            x = x + self.weather.embedded(padded, self.tokens, passes_of)
         if brought.targets is not None:
             x = x + self.transport.embedded(brought.targets)
         passes = x.shape[0] // batch
@@ -320,15 +324,11 @@ class ClimaX(nn.Module):
         u, v = self._wind(fields, self.wind_channels[:, :1])
         return self.scan.sectors(u[:, 0], v[:, 0])
 
-    def _embed(self, fields: Tensor, sector: Tensor, lead_time: Tensor) -> Tensor:
-        """Fields [B, V, H, W] to tokens [B, L, D] with position and scan.
-
-        The passes of a conditioned model share them, but for weather, of which each sees its own
-        part: then [B * K, L, D].
-        """
-        if self.sees_weather and not self.joint:
-            fields = self.weather.until(fields, lead_time)
-            sector = sector.repeat_interleave(lead_time.shape[1], dim=0)
+    def _embed(self, fields: Tensor, sector: Tensor) -> Tensor:
+        """Fields [B, V, H, W] to tokens [B, L, D] with position and scan, but without weather to
+        come; the passes of a conditioned model share them."""
+        if self.sees_weather:
+            fields = fields.index_select(1, self.weather.others)
         pixels = patch_pixels(fields, self.model.patch).index_select(1, self.tokens)
         present = None
         if self.model.missing == "ignore":
@@ -352,8 +352,7 @@ class ClimaX(nn.Module):
         if not self.joint:
             num_leads = lead_time.shape[1]
             hours = lead_time.reshape(-1, 1, 1).to(x.dtype) / self.lead_time_unit
-            if not self.sees_weather:
-                x = x.repeat_interleave(num_leads, dim=0)
+            x = x.repeat_interleave(num_leads, dim=0)
             x = x + self.lead_time_embed(hours)
             time, target_time = time.repeat_interleave(num_leads), target_time.reshape(-1, 1)
         if self.model.calendar == "off":

@@ -71,7 +71,9 @@ class PlainClimaX(nn.Module):
         self.config, self.grid, self.statistics = config, grid, statistics
         self.joint = model.lead_time_mode == "joint"
         self.variables = config.data.variables
-        num_variables, num_leads = len(config.input_variables), len(config.data.lead_times)
+        num_leads = len(config.data.lead_times)
+        later = sum(channel.to_come for channel in config.input_channels)
+        num_variables = len(config.input_channels) - later
         self.places(model)
 
         def parameter(*shape: int) -> nn.Parameter:
@@ -104,6 +106,9 @@ class PlainClimaX(nn.Module):
             self.calendar_embed = nn.Linear(3 * times + 2 * (model.calendar != "day"), dim)
         if model.predict == "change":
             self.rho = parameter(num_leads, len(config.data.targets))
+        if later:
+            self.weather = nn.Module()
+            self.weather.embed = nn.Linear(later * (model.patch**2 + 1), dim)
         if model.predict == "change" and config.data.recent_days:
             days = len(config.data.recent_days)
             self.recent_rho = parameter(days, num_leads, len(config.data.targets))
@@ -154,9 +159,15 @@ class PlainClimaX(nn.Module):
             parts = []
             for group in groups:
                 hours = lead_time[sample, group].tolist()
-                seen = fields[sample].clone()
-                seen[[at for at, hour in enumerate(to_come) if hour > max(hours)]] = torch.nan
-                x = self.embed(seen[None])[0, self.tokens] + self.pos_embed[0, self.tokens]
+                now = [at for at, hour in enumerate(to_come) if hour == 0]
+                x = self.embed(fields[sample, now][None])[0, self.tokens]
+                x = x + self.pos_embed[0, self.tokens]
+                if len(now) < len(to_come):
+                    seen = fields[sample].clone()
+                    seen[[at for at, hour in enumerate(to_come) if hour > max(hours)]] = torch.nan
+                    x = x + self.weather_tokens(
+                        seen[[at for at, hour in enumerate(to_come) if hour]]
+                    )
                 if self.config.model.scan_embedding:
                     x = x + self.scan_embed(self.fractions(fields[sample], orders[0]).to(x.dtype))
                 x = x + self.times(int(time[sample]), hours, x.dtype)
@@ -200,6 +211,16 @@ class PlainClimaX(nn.Module):
         targets = [self.variables.index(name) for name in self.config.data.targets]
         leads = [[moved_field(field[at], points[hour]) for at in targets] for hour in hours]
         return torch.stack([torch.stack(lead) for lead in leads]).to(field.dtype)
+
+    def weather_tokens(self, later: Tensor) -> Tensor:
+        """What weather to come [C, H, W] adds to each token, [L, D]."""
+        patch, columns, rows = self.config.model.patch, self.shape[1], []
+        for token in self.tokens:
+            top, left = (patch * place for place in divmod(token, columns))
+            box = later[:, top : top + patch, left : left + patch].flatten(1)
+            known = (~box.isnan()).sum(dim=1) / box.shape[1]
+            rows.append(torch.cat([torch.where(box.isnan(), 0.0, box).flatten(), known]))
+        return self.weather.embed(torch.stack(rows))
 
     def moved_tokens(self, moved: Tensor) -> Tensor:
         """Of [K, T, H, W], [L, D]."""

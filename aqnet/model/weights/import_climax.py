@@ -65,7 +65,7 @@ def convert(
     state = {name: value.clone() for name, value in first.items()}
     known = {name: at for at, name in enumerate(VARIABLES)}
     pairs = [
-        (at, known[SAME[name]]) for at, name in enumerate(config.input_variables) if name in SAME
+        (at, known[SAME[name]]) for at, name in enumerate(config.token_variables) if name in SAME
     ]
     own["token_embeds.proj_weights"] = resized_kernels(
         own["token_embeds.proj_weights"], config.model.patch

@@ -177,18 +177,21 @@ def _labels(config: Config) -> dict[str, Labels]:
     # a cell of a patch of another size is another
     cells = [(model.patch, cell) for cell in range(model.patch**2)]
     moved = list(itertools.product(leads, data.targets, cells))
+    later = [channel.name for channel in config.input_channels if channel.to_come]
     suns = ["now", *leads]
     calendar = [(time, part) for time in suns for part in ("sine", "cosine", "zenith")]
     calendar += [("year", "sine"), ("year", "cosine")] if model.calendar == "day_and_year" else []
     return {
-        "token_embeds.proj_weights": {0: config.input_variables},
-        "token_embeds.proj_biases": {0: config.input_variables},
-        "var_embed": {1: config.input_variables},
+        "token_embeds.proj_weights": {0: config.token_variables},
+        "token_embeds.proj_biases": {0: config.token_variables},
+        "var_embed": {1: config.token_variables},
+        "weather.embed.weight": {1: [*itertools.product(later, cells), *later]},
         f"{last_layer(config)}.weight": {0: outputs},
         f"{last_layer(config)}.bias": {0: outputs},
         "quantile_head.out.weight": {0: quantiles},
         "quantile_head.out.bias": {0: quantiles},
         "rho": {0: data.lead_times, 1: data.targets},
+        "recent_rho": {0: data.recent_days, 1: data.lead_times, 2: data.targets},
         "transport.rho": {0: data.lead_times, 1: data.targets},
         "transport.embed.weight": {1: moved},
         "calendar_embed.weight": {1: calendar},
