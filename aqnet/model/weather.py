@@ -16,7 +16,7 @@ class WeatherToCome(nn.Module):
 
     `embed` takes all hours of a patch at once, with the share of cells that each is known in. Among
     the variables that one query aggregates, these many channels would each have little weight: on
-    the Beijing stations such a model needed four times the steps to learn from them.
+    the Beijing stations such a model took nearly twice the steps to learn from them.
     """
 
     channels: Tensor
