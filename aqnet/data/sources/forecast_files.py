@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aqnet.config import Config
-from aqnet.config.periods import hour_text
 from aqnet.data.sources import limits, units
 from aqnet.data.sources.cells import Cells
 from aqnet.data.sources.files import SourceFile, open_file
@@ -205,12 +204,8 @@ class ForecastFiles:
 
     def _field(self, file: SourceFile, name: str, row: int) -> NDArray[np.float64]:
         convert, inside = self._conversion(file, name), self._held[file.path][name]
-        values = file.read(inside, slice(row, row + 1))[0]
-        values, _ = limits.without_codes(values, self._data.missing_values)
-        for wrong in limits.beyond(values, name, convert, _LOWEST):
-            when = hour_text(file.times.valid[row])
-            place = f"{when}, row {wrong.first[0]}, column {wrong.first[1]}"
-            unit = file.unit(inside) or ""
-            text = limits.described(wrong, name, convert, unit, place)
-            raise AqnetError(f"{file.path}: variable {inside!r} {text}")
-        return np.asarray(values, np.float64) * convert.factor + convert.offset
+        rows = slice(row, row + 1)
+        values, _ = limits.without_codes(file.read(inside, rows), self._data.missing_values)
+        origin, hours = f"{file.path}: variable {inside!r}", file.times.valid[rows]
+        limits.refuse(values, name, convert, origin, file.unit(inside), hours, _LOWEST)
+        return np.asarray(values[0], np.float64) * convert.factor + convert.offset

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from aqnet.config.periods import hour_text
 from aqnet.data.sources.units import (
     CONCENTRATION,
     MIXING_RATIO,
@@ -99,31 +100,48 @@ def beyond(
     return found
 
 
-def described(found: Beyond, name: str, convert: Conversion, unit: str, place: str) -> str:
-    """What is wrong with a value and what to do about it.
+def refuse(
+    values: NDArray[Any],
+    name: str,
+    convert: Conversion,
+    origin: str,
+    unit: str | None,
+    hours: NDArray[np.int64] | None = None,
+    lowest: float | None = None,
+) -> None:
+    """Refuse a block with values that cannot be; see `beyond`.
 
     Args:
-        unit: of the file; place: of the first, in words.
+        origin: file and variable, for the error; unit: of the values there.
+        hours: since 1970, of the block's first axis; None for a field without a time.
+    Raises:
+        AqnetError: the most frequent of these values, their number, and the place of the first.
     """
-    if np.isinf(found.value):
-        text = f"holds infinite values ({found.number}, the first at {place}); "
-        return text + "mark them as missing in the file"
-    low, high = limits(name, convert.unit)
-    noise = f" (below {low:g} is no packing noise)" if convert.unit == CONCENTRATION else ""
-    return (
-        f"holds {shown(found.value)} {unit} in {found.number:,} values, the first at {place}; "
-        f"possible are {low:,g} to {high:,g} {convert.unit}{noise}. Where it stands for a missing "
-        f"value, set data.missing_values: [{shown(found.value)}]; otherwise correct it in a copy"
-    )
+    for found in beyond(values, name, convert, lowest):
+        *row, y, x = found.first
+        place = f"row {y}, column {x}"
+        if hours is not None:
+            place = f"{hour_text(hours[row[0]])}, {place}"
+        if np.isinf(found.value):
+            raise AqnetError(
+                f"{origin} holds infinite values ({found.number}, the first at {place}); "
+                "mark them as missing in the file"
+            )
+        low, high = limits(name, convert.unit)
+        noise = f" (below {low:g} is no packing noise)" if convert.unit == CONCENTRATION else ""
+        raise AqnetError(
+            f"{origin} holds {shown(found.value)} {unit or ''} in {found.number:,} values, the "
+            f"first at {place}; possible are {low:,g} to {high:,g} {convert.unit}{noise}. Where it "
+            f"stands for a missing value, set data.missing_values: [{shown(found.value)}]; "
+            "otherwise correct it in a copy"
+        )
 
 
 def shown(value: Any) -> str:
-    """A number as short as it can be told in its own precision: 1e20 in float32 is 1e+20."""
-    return (
-        str(np.format_float_positional(value, trim="-"))
-        if 1e-3 <= abs(value) < 1e15
-        else (str(value))
-    )
+    """The shortest text that is this number in its own precision: 1e20 in float32 is 1e+20."""
+    if 1e-3 <= abs(value) < 1e15:
+        return str(np.format_float_positional(value, trim="-"))
+    return str(value)
 
 
 def in_our_unit(name: str, value: float, unit: str | None, origin: str) -> float | None:

@@ -105,11 +105,8 @@ class Sources:
             at, (temp, psfc) = wanted.index(name), (block[:, wanted.index(air)] for air in _AIR)
             found = units.concentration(block[:, at], temp, psfc)
             convert = units.Conversion(1.0, 0.0, units.CONCENTRATION)
-            for wrong in limits.beyond(found, name, convert):
-                row, y, x = wrong.first
-                place = f"{hour_text(self.times[rows][row])}, row {y}, column {x}"
-                text = limits.described(wrong, name, convert, convert.unit, place)
-                raise AqnetError(f"{name!r}, from a mixing ratio, {text}")
+            origin = f"{name!r}, from a mixing ratio,"
+            limits.refuse(found, name, convert, origin, convert.unit, self.times[rows])
             block[:, at], zeroed = units.without_noise(found)
             self.noise[name] += zeroed
         return block if len(wanted) == len(names) else block[:, : len(names)].copy()

@@ -278,14 +278,9 @@ class SourceView:
     def _field(self, file: SourceFile, name: str, rows: slice | None) -> Array:
         convert, inside = self._conversion(file, name), self.file_name(name)
         values, _ = limits.without_codes(file.read(inside, rows), self._rules.missing_values)
-        for wrong in limits.beyond(values, name, convert):
-            *row, y, x = wrong.first
-            place = f"row {y}, column {x}"
-            if rows is not None:
-                place = f"{hour_text(file.times.valid[rows.start + row[0]])}, {place}"
-            unit = self._rules.units.get(name, file.unit(inside)) or ""
-            text = limits.described(wrong, name, convert, unit, place)
-            raise AqnetError(f"{file.path}: variable {inside!r} {text}")
+        unit = self._rules.units.get(name, file.unit(inside))
+        hours = None if rows is None else file.times.valid[rows]
+        limits.refuse(values, name, convert, f"{file.path}: variable {inside!r}", unit, hours)
         if (convert.factor, convert.offset) != (1.0, 0.0):
             values = values * convert.factor + convert.offset
         found: Array = values.astype(np.float32, copy=False)
