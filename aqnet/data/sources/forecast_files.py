@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +11,9 @@ from numpy.typing import NDArray
 
 from aqnet.config import Config
 from aqnet.data.sources import limits, units
-from aqnet.data.sources.cells import Cells
-from aqnet.data.sources.files import SourceFile, open_file
-from aqnet.data.sources.times import Times
+from aqnet.data.sources.files import SourceFile
+from aqnet.data.sources.one_grid import OneGrid
 from aqnet.errors import AqnetError
-from aqnet.grid import same_place
 
 # what global and regional CAMS files call the pollutants, and ECMWF's files the weather: by their
 # NetCDF names, or GRIB's short names
@@ -77,14 +74,15 @@ class ForecastFiles:
         self.names: dict[str, str] = {}
         self.units: dict[str, str] = {}
         self._held: dict[Path, dict[str, str]] = {}  # what each file calls what it holds
-        # axes take as long to find as a field to read
-        self._axes: dict[Path, tuple[Cells, Times]] = {}
+        self._files = OneGrid()
         # rows of files by (input time, lead time), or by (valid time, None)
         self._places: dict[tuple[int, int | None], list[tuple[Path, int]]] = {}
         for file_path in sorted(files):
-            with self._open(file_path) as file:
-                self._check_grid(file)
+            with self._files.open(file_path) as file:
                 self._add(file)
+        self.lat, self.lon = self._files.lat, self._files.lon
+        if min(self.lat.shape) < 2:
+            raise AqnetError(f"{self.path}: a grid of {self.lat.shape}; at least 2 x 2 is needed")
         bases, leads = zip(*self._places, strict=True)
         self.times = np.unique(bases)
         known = {lead for lead in leads if lead is not None}
@@ -124,32 +122,13 @@ class ForecastFiles:
         found = np.full((len(lead_times), len(self.wanted), *self.lat.shape), np.nan)
         for at, lead in enumerate(lead_times):
             for path, row in self._places.get(self._key(time, lead), []):
-                with self._open(path) as file:
+                with self._files.open(path) as file:
                     for name in self._held[path]:
                         found[at, self.wanted.index(name)] = self._field(file, name, row)
         return found
 
-    @contextmanager
-    def _open(self, path: Path) -> Iterator[SourceFile]:
-        with open_file(path) as file:
-            if path in self._axes:
-                file.cells, file.times = self._axes[path]
-            yield file
-
     def _key(self, time: int, lead: int) -> tuple[int, int | None]:
         return (time + lead, None) if self.lead_times is None else (time, lead)
-
-    def _check_grid(self, file: SourceFile) -> None:
-        cells = file.cells
-        if not hasattr(self, "lat"):
-            self.lat, self.lon, self._grid_of = cells.lat, cells.lon, file.path
-            if min(self.lat.shape) < 2:
-                raise AqnetError(
-                    f"{file.path}: a grid of {self.lat.shape}; at least 2 x 2 is needed"
-                )
-        elif not same_place(cells.lat, cells.lon, self.lat, self.lon):
-            raise AqnetError(f"{file.path}: another grid than {self._grid_of}")
-        self._axes[file.path] = cells._replace(lat=self.lat, lon=self.lon), file.times
 
     def _add(self, file: SourceFile) -> None:
         times, held = file.times, self._names_in(file)
