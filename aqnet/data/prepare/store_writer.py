@@ -14,7 +14,6 @@ import itertools
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,9 +39,10 @@ from aqnet.data.store import (
     shard_path,
 )
 from aqnet.errors import AqnetError
-from aqnet.files import partial_of, sync, write_beside
+from aqnet.files import partial_of, sync, write_beside, writing
 from aqnet.grid import Grid
 
+_ADVICE = "make room, or give another data.stores, and start again: what is written is kept"
 _VALUES_AT_ONCE = 2_000_000  # whose moments are taken in float64
 
 
@@ -90,7 +90,7 @@ class StoreWriter:
         digests: dict[str, str] = {}
         parts: list[days.Part] = []
         num_weather = len(self.channels["weather"])
-        with writing(self.partial):
+        with writing(self.partial, _ADVICE):
             for first in range(0, len(stored), HOURS_PER_SHARD):
                 hours = stored[first : first + HOURS_PER_SHARD]
                 weather, air = hours[:, :num_weather], hours[:, num_weather:]
@@ -135,7 +135,7 @@ class StoreWriter:
         """
         if self.path.exists():
             raise AqnetError(f"{self.path}: exists already; remove it to prepare it again")
-        with writing(self.partial):
+        with writing(self.partial, _ADVICE):
             group = zarr.open_group(self.partial, mode="r+")
             if not group.attrs.get("complete"):
                 self._complete(group)
@@ -256,7 +256,7 @@ def create(
     if _attributes(writer.partial).get("begun") == begun:
         return writer
     shutil.rmtree(writer.partial, ignore_errors=True)
-    with writing(writer.partial):
+    with writing(writer.partial, _ADVICE):
         group = zarr.open_group(writer.partial, mode="w", zarr_format=3)
         for kind in KINDS:
             if channels[kind]:
@@ -280,15 +280,3 @@ def _attributes(partial: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError):
         return {}
     return found
-
-
-@contextmanager
-def writing(partial: Path) -> Iterator[None]:
-    """Say in one line that the file system refuses."""
-    try:
-        yield
-    except OSError as error:
-        raise AqnetError(
-            f"{partial}: cannot be written ({error.strerror}); make room, or give another "
-            "data.stores, and start again: what is written is kept"
-        ) from None

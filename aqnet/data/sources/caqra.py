@@ -24,6 +24,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from aqnet.errors import AqnetError
+from aqnet.files import writing
 
 _HOURLY = re.compile(r"CN-Reanalysis(\d{4})(\d{2})(\d{2})(\d{2})\.nc")
 _ARCHIVES = (".tar.gz", ".tgz", ".tar", ".zip")
@@ -86,12 +87,10 @@ def _kept(path: Path) -> dict[str, list[str]]:
 
 def _keep(path: Path, text: str) -> None:
     beside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")  # several may do so at once
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         beside.write_text(text, encoding="utf-8")
         beside.replace(path)
-    except OSError as error:
-        raise AqnetError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def _identity(archive: Path) -> str:
