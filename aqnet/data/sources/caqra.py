@@ -127,9 +127,8 @@ def _members(archive: Path) -> list[str]:
 def _each(archive: Path, read: bool) -> Iterator[tuple[str, bytes]]:
     """Name and content (b"" unless `read`) of each NetCDF member."""
     try:
-        for name, size, regular, content in (
-            _zipped(archive) if _is_zip(archive) else _tarred(archive)
-        ):
+        members = _zipped(archive) if archive.suffix == ".zip" else _tarred(archive)
+        for name, size, regular, content in members:
             _check(archive, name, size, regular)
             if name.endswith(".nc"):
                 yield PurePosixPath(name).name, content() if read else b""
@@ -155,10 +154,6 @@ def _zipped(archive: Path) -> Iterator[_Member]:
             kind = stat.S_IFMT(item.external_attr >> 16)
             regular = kind in (0, stat.S_IFREG, stat.S_IFDIR)
             yield item.filename, item.file_size, regular, partial(packed.read, item)
-
-
-def _is_zip(archive: Path) -> bool:
-    return archive.suffix == ".zip"
 
 
 def _check(archive: Path, name: str, size: int, regular: bool) -> None:

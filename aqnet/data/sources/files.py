@@ -100,10 +100,6 @@ class SourceFile:
         hour = caqra.hour_of(self.path)
         return times_of(self) if hour is None else Times((), (), np.array([hour]))
 
-    def values(self, name: str) -> NDArray[Any]:
-        """All of a variable as it lies in the file, NaN where missing."""
-        return self._loaded(name, {})
-
     def layout(self, name: str, timed: bool) -> tuple[tuple[str, ...], dict[str, int]]:
         """The dimensions of a field in the order (times, y, x), and those of size 1 besides.
 
@@ -147,15 +143,22 @@ class SourceFile:
             inner = int(np.prod([sizes[dim] for dim in dims[1:-2]]))
             first = rows.start // inner
             picks[dims[0]] = slice(first, -(-rows.stop // inner))
-        values = self._loaded(name, picks, dims)
+        values = self.values(name, picks, dims)
         if rows is None:
             return values
         values = values.reshape(-1, *values.shape[-2:])
         return values[rows.start - first * inner : rows.stop - first * inner]
 
-    def _loaded(
-        self, name: str, picks: dict[str, Any], dims: tuple[str, ...] | None = None
+    def values(
+        self, name: str, picks: Mapping[str, Any] | None = None, dims: tuple[str, ...] = ()
     ) -> NDArray[Any]:
+        """All of a variable, or what `picks` takes along dimensions, NaN where missing.
+
+        Args:
+            dims: the order of dimensions, where it shall not be the file's.
+        Raises:
+            AqnetError: the file is damaged.
+        """
         try:
             if name not in self._ready:
                 self._ready[name] = self._decoded(name)
@@ -168,7 +171,7 @@ class SourceFile:
                 f"{self.path}: variable {name!r} cannot be read ({detail}); the file is damaged: "
                 "get it again"
             ) from None
-        if dims is not None and part.dims != dims:
+        if dims and part.dims != dims:
             values = values.transpose([part.dims.index(dim) for dim in dims])
         if values.dtype.kind not in "fiub":
             return values
