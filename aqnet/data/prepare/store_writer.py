@@ -215,7 +215,8 @@ def create(
     source: dict[str, Any],
     dtype: str = "float32",
 ) -> StoreWriter:
-    """Begin a store beside `path`, or go on with one begun alike; another unfinished one goes.
+    """Begin a store beside `path`, or go on with one that was begun with the same arguments; an
+    unfinished one of others is removed.
 
     Args:
         weather, air: names of channels; units: of channels and statics, physical.
@@ -274,7 +275,7 @@ def create(
 
 
 def _attributes(partial: Path) -> dict[str, Any]:
-    """Of an unfinished store; none where there is none or its start was cut."""
+    """Attributes of an unfinished store, {} where there is none or its start was cut."""
     try:
         found: dict[str, Any] = json.loads((partial / "zarr.json").read_text())["attributes"]
     except (OSError, ValueError, KeyError):

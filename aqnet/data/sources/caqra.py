@@ -33,10 +33,10 @@ _DAMAGE = (tarfile.TarError, zipfile.BadZipFile, OSError, EOFError, zlib.error)
 
 
 def hour_of(path: Path) -> int | None:
-    """The hour since 1970 that a file's name tells, None where it tells none.
+    """The hour since 1970 in a file's name, None where the name has none.
 
     Raises:
-        AqnetError: the name tells a date that there is not.
+        AqnetError: the date in the name does not exist.
     """
     match = _HOURLY.fullmatch(path.name)
     if match is None:

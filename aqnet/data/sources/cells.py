@@ -29,8 +29,13 @@ _MOST = {"latitude": 90.0, "longitude": 720.0}  # degrees
 
 
 class Cells(NamedTuple):
-    """Rows run along the dimension `y` and columns along `x`; `lat` and `lon` [degrees], float64,
-    have the shape [H, W]; `names` are those of all variables that could be one of them."""
+    """The grid of a file.
+
+    Attributes:
+        y, x: the dimensions along which rows and columns run.
+        lat, lon: degrees, float64, shape [H, W].
+        names: of all variables that may be one of them.
+    """
 
     y: str
     x: str

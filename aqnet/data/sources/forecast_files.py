@@ -96,26 +96,26 @@ class ForecastFiles:
         return int(self.times[row]) if row >= 0 else None
 
     def held(self, time: int, lead: int) -> set[str]:
-        """Which variables are there of an input time and lead time."""
+        """The variables that the files hold for an input time and lead time."""
         places = self._places.get(self._key(time, lead), [])
         return {name for path, _ in places for name in self._held[path]}
 
     def count(self, times: NDArray[np.int64], lead_times: Sequence[int]) -> str:
-        """How many of `times`, at how many of `lead_times`, are there.
+        """A line that says how many of `times` x `lead_times` the files hold.
 
         Raises:
             AqnetError: none at all.
         """
         wanted = [self._key(time, lead) for time in times.tolist() for lead in lead_times]
-        there = sum(key in self._places for key in wanted)
-        if not there:
+        found = sum(key in self._places for key in wanted)
+        if not found:
             first, last = self.times[[0, -1]].astype("datetime64[h]")
             held = "valid times" if self.lead_times is None else f"{self.lead_times} h"
             raise AqnetError(
                 f"{self.path}: has none of the input times and lead times evaluated; it holds "
                 f"{first} to {last}, {held}"
             )
-        return f"{there} of {len(wanted)} input times x lead times"
+        return f"{found} of {len(wanted)} input times x lead times"
 
     def read(self, time: int, lead_times: Sequence[int]) -> NDArray[np.float64]:
         """Fields [K, len(wanted), H, W] in aqnet's units, NaN where the files have none."""

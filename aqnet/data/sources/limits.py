@@ -52,7 +52,7 @@ class Beyond(NamedTuple):
 
 
 def limits(name: str, unit: str) -> tuple[float, float]:
-    """Between what a variable lies, in `unit`, aqnet's own or that of mixing ratios."""
+    """Lowest and highest possible value of a variable, in aqnet's unit or as a mixing ratio."""
     return _MIXING_RATIO_LIMITS if unit == MIXING_RATIO else LIMITS.get(name, _ANYTHING)
 
 
@@ -74,7 +74,7 @@ def without_codes(values: NDArray[Any], codes: Sequence[float]) -> tuple[NDArray
 def beyond(
     values: NDArray[Any], name: str, convert: Conversion, lowest: float | None = None
 ) -> list[Beyond]:
-    """What in a block (in the file's unit, NaN = missing) cannot be, the most frequent values.
+    """The most frequent impossible values of a block (in the file's unit, NaN = missing).
 
     `lowest`, in aqnet's unit, takes the place of the lower limit of a concentration.
     """
@@ -145,8 +145,9 @@ def shown(value: Any) -> str:
 
 
 def in_our_unit(name: str, value: float, unit: str | None, origin: str) -> float | None:
-    """A single value in aqnet's unit, which is that of `value` too where `unit` is None; None where
-    there cannot be such a value.
+    """A single value in aqnet's unit, None where it is impossibly high.
+
+    Without a `unit` it is in aqnet's already.
 
     Raises:
         AqnetError: the unit is unknown, or that of a mixing ratio.

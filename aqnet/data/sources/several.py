@@ -35,7 +35,8 @@ class Sources:
     """
 
     def __init__(self, views: Sequence[SourceView], data: Data) -> None:
-        """
+        """`views`: of the entries of `data.sources`, in their order.
+
         Raises:
             AqnetError: an entry covers no cell of the first one's grid.
         """
@@ -65,8 +66,8 @@ class Sources:
         return units.canonical_unit(name) or self._home(name)[1].unit(name)
 
     def check_variables(self, names: Sequence[str], rows: slice) -> None:
-        """Refuse files of `rows` that cannot give `names`; see `SourceView.check_variables`. Says
-        how many hours an entry lacks.
+        """Refuse files of `rows` that cannot give `names` (see `SourceView.check_variables`), and
+        print how many hours an entry lacks.
 
         Raises:
             AqnetError: names the file, the variable and what to do.

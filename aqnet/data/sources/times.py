@@ -118,7 +118,8 @@ def _refuse_unclear(file: SourceFile, valid: str, lead: str) -> None:
 def _first(
     file: SourceFile, candidates: list[str], standard_name: str, known: tuple[str, ...]
 ) -> str | None:
-    """The variable of a meaning: by its name, which is rarely wrong, else by its attributes."""
+    """The variable of a meaning: by its name, which is rarely wrong, else by its attributes; None
+    where there is none."""
     by_name = {name.lower(): name for name in candidates}
     for name in known:
         if name in by_name and file.attribute(by_name[name], "standard_name") in (
@@ -179,9 +180,10 @@ def _lead_hours(file: SourceFile, name: str) -> Hours:
 
 
 def _seconds_of(unit: str) -> int:
-    """
+    """Seconds in a unit of time.
+
     Raises:
-        KeyError: it is no unit of time.
+        KeyError: it is none.
     """
     return _SECONDS[_SHORT.get(unit, _SHORT.get(unit.removesuffix("s"), unit.removesuffix("s")))]
 

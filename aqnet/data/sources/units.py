@@ -111,7 +111,8 @@ def conversion(name: str, found: str | None, origin: str) -> Conversion:
 
 
 def _mixing_ratio(name: str, text: str) -> float | None:
-    """To kg kg-1, None where the unit is no mixing ratio, or one of a mixture by volume."""
+    """The factor to kg kg-1; None where the unit is no mixing ratio, or one by volume of what is no
+    gas."""
     if match := _BY_MASS.fullmatch(text):
         return _PREFIX[match[1]] / _PREFIX[match[2]]
     match = _BY_VOLUME.fullmatch(text)
@@ -122,7 +123,7 @@ def _mixing_ratio(name: str, text: str) -> float | None:
 
 
 def no_density(origin: str) -> AqnetError:
-    """The refusal of a mixing ratio where nothing tells the density of the air."""
+    """The error for a mixing ratio without the temperature and pressure of its air."""
     return AqnetError(
         f"{origin} has units of a mixing ratio, which becomes a concentration only with the "
         "density of the air, from its temperature and surface pressure; name what the files (or "

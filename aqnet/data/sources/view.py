@@ -40,7 +40,7 @@ class Rules:
 
     @classmethod
     def of(cls, data: Data) -> Rules:
-        """Those of a config."""
+        """The rules in a config."""
         return cls(data.units, data.missing_values, data.utc_offset, data.winds)
 
 
@@ -81,7 +81,7 @@ class SourceView:
             raise AqnetError(f"data.sources: {source.path!r} matches both NetCDF files and stores")
         self._files = OneGrid()
         self._units: dict[str, str] = {}  # of variables, as the first file gives them
-        self._told: set[str] = set()
+        self._printed: set[str] = set()
         found = []
         for path in caqra.expanded(paths, kept, write):
             hour = caqra.hour_of(path)
@@ -145,16 +145,16 @@ class SourceView:
                     self._conversion(file, name)
                     _, single = file.layout(inside, timed=True)
                     for dim in set(single) - {"time", "valid_time"}:
-                        self._tell(f"{inside!r}: its only {dim!r} is taken")
+                        self._print_once(f"{inside!r}: its only {dim!r} is taken")
                     if note := chunks_without_values(path, inside):
-                        self._tell(f"{path.name}: {inside!r}: {note}")
+                        self._print_once(f"{path.name}: {inside!r}: {note}")
             if caqra.hour_of(path) is not None:
                 return
 
-    def _tell(self, text: str) -> None:
+    def _print_once(self, text: str) -> None:
         """Print a line, once."""
-        if text not in self._told:
-            self._told.add(text)
+        if text not in self._printed:
+            self._printed.add(text)
             print(f"{self._path}: {text}", flush=True)
 
     def unit(self, name: str) -> str:
