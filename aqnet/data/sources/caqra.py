@@ -72,7 +72,11 @@ def expanded(paths: list[Path], kept: Path | None = None, write: bool = True) ->
         with ThreadPoolExecutor(8) as pool:  # zlib works beside other threads
             known |= zip(new, pool.map(_members, new.values()), strict=True)
         if kept is not None and write:
-            _keep(kept, json.dumps(known))
+            beside = kept.with_name(f"{kept.name}.{uuid.uuid4().hex}")  # several may do so at once
+            with writing(kept):
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                beside.write_text(json.dumps(known), encoding="utf-8")
+                beside.replace(kept)
     members = {path: [path / name for name in known[text]] for text, path in archives.items()}
     return [file for path in paths for file in members.get(path, [path])]
 
@@ -83,14 +87,6 @@ def _kept(path: Path) -> dict[str, list[str]]:
     except (FileNotFoundError, ValueError):  # cut by a power failure: read the archives again
         return {}
     return found
-
-
-def _keep(path: Path, text: str) -> None:
-    beside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")  # several may do so at once
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
 
 
 def _identity(archive: Path) -> str:

@@ -207,19 +207,18 @@ def check_times(file: SourceFile) -> None:
     times, path = file.times.valid, file.path
     if len(times) == 0:
         raise AqnetError(f"{path}: the file holds no time")
-    steps = np.diff(times)
-    if (steps <= 0).any() and file.times.base is not None:
+    wrong = np.flatnonzero(np.diff(times) <= 0)
+    if not wrong.size:
+        return
+    before, hour = (hour_text(times[row]) for row in (wrong[0], wrong[0] + 1))
+    if file.times.base is not None:
         names = " and ".join(repr(name) for name in file.times.names)
-        row = int(np.argmax(steps <= 0)) + 1
-        twice = hour_text(times[row])
         raise AqnetError(
             f"{path}: {names} give several lead times for one valid time, or times out of order "
-            f"({twice}); cut the lead times to those that follow each other once"
+            f"({hour}); cut the lead times to those that follow each other once"
         )
-    for what, wrong in (("duplicated", steps == 0), ("unsorted", steps < 0)):
-        if wrong.any():
-            row = int(np.argmax(wrong)) + 1
-            raise AqnetError(
-                f"{path}: times are {what}: row {row} ({hour_text(times[row])}) follows "
-                f"{hour_text(times[row - 1])}; sort the file and keep each hour once"
-            )
+    what = "duplicated" if hour == before else "unsorted"
+    raise AqnetError(
+        f"{path}: times are {what}: row {wrong[0] + 1} ({hour}) follows {before}; sort the file "
+        "and keep each hour once"
+    )
