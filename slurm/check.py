@@ -227,15 +227,15 @@ def main() -> int:
         return 2
     looks: list[Callable[[], str]] = [check.batch, check.stores, check.statistics]
     looks += [check.run_directory, check.disk, check.time]
-    problems, said = 0, set()
+    problems, printed = 0, set()
     for look in looks:
         try:
             print(f"ok       {look()}", flush=True)
         except AqnetError as error:
             problems += 1
-            if str(error) not in said:  # missing stores are the problem of several looks
+            if str(error) not in printed:  # missing stores are the problem of several looks
                 print(f"PROBLEM  {error}", flush=True)
-            said.add(str(error))
+            printed.add(str(error))
     return 2 if problems else 0
 
 

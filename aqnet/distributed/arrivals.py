@@ -89,7 +89,7 @@ class Arrivals:
         try:
             if _within(ANSWER_SECONDS, lambda: self._store.check(["failed"])):
                 reason = self._store.get("failed").decode()
-                self._store.set(f"heard/{self._rank}", "")
+                self._store.set(f"read/{self._rank}", "")
                 return reason
             reason = self._missing() or f"all ranks came to a collective of step {self.step}"
         except Silent as error:
@@ -103,9 +103,9 @@ class Arrivals:
         others have read it."""
         if not self._reported or self._rank != 0 or under_torchrun():
             return
-        heard = [f"heard/{rank}" for rank in range(self._size) if rank != self._rank]
+        read = [f"read/{rank}" for rank in range(self._size) if rank != self._rank]
         end = time.monotonic() + LINGER_SECONDS
-        while not self._store.check(heard) and time.monotonic() < end:
+        while not self._store.check(read) and time.monotonic() < end:
             time.sleep(0.02)
 
     def close(self) -> None:
@@ -174,7 +174,7 @@ class Arrivals:
         most = max(beat.collectives for beat in looked)
         waiting = [rank for rank, beat in enumerate(looked) if beat.collectives == most]
         speaker = next((rank for rank in waiting if rank not in silent), None)
-        if missing and speaker == self._rank:  # one speaks for all that wait
+        if missing and speaker == self._rank:  # one warns for all that wait
             waits = f"rank {self._rank} waits since {0.8 * self._timeout:.0f} s"
             print(f"warning: {waits}: {missing}", file=sys.stderr, flush=True)
 

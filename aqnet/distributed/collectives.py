@@ -152,7 +152,7 @@ def world_size() -> int:
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes files and speaks."""
+    """Whether this is rank 0, the process that writes files and prints."""
     return rank() == 0
 
 

@@ -43,7 +43,7 @@ def by_first_process() -> Iterator[None]:
         with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
             yield
     except (AqnetError, SystemExit) as error:
-        time.sleep(5.0)  # torchrun ends all processes when one fails: rank 0 speaks first
+        time.sleep(5.0)  # torchrun ends all processes when one fails: rank 0 prints first
         sys.exit(2 if isinstance(error, AqnetError) else error.code)
 
 

@@ -223,7 +223,7 @@ def create(
         time: hours since 1970 UTC, ascending, shape [N]; static: name to [H, W].
         source: what the store was made from, kept as attributes.
     Raises:
-        AqnetError: a finished store stands at `path`, or the file system refuses.
+        AqnetError: there is a finished store at `path`, or the file system refuses.
     """
     path = Path(path)
     if path.exists():

@@ -1,9 +1,9 @@
 """CAQRA as distributed: one NetCDF file an hour, `CN-Reanalysis2013010100.nc`, also in daily
 `CN-Reanalysis20130101.tar.gz`. Their names tell the hour, so none is opened to learn it. Other
-archives of NetCDF files (.tar, .zip) are read alike.
+archives of NetCDF files (.tar, .zip) are read in the same way.
 
-A member of an archive is spoken of as a path below the archive, `.../x.tar.gz/y.nc`. Archives are
-read in memory; nothing is ever written beside them.
+A member of an archive is named by a path below the archive, `.../x.tar.gz/y.nc`. Archives are read
+in memory; nothing is ever written beside them.
 """
 
 from __future__ import annotations

@@ -83,11 +83,11 @@ class SourceFile:
 
     def meaning(self, what: str) -> list[str]:
         """Variables that their attributes say to be a `latitude`, `longitude`, `X` or `Y`."""
-        told = tuple(
+        variables = tuple(
             (name, *(str(self.attribute(name, key) or "") for key in _MEANING))
             for name in self.names
         )
-        return _meanings(told).get(what, [])
+        return _meanings(variables).get(what, [])
 
     @cached_property
     def cells(self) -> Cells:
@@ -182,7 +182,7 @@ class SourceFile:
 
     def _decoded(self, name: str) -> tuple[Any, list[tuple[np.ufunc, float]]]:
         """A variable with fill values, scale and sign applied when it is read, and what xarray
-        leaves to its users: comparisons that find the values which `valid_range` and alike rule
+        leaves to its users: comparisons that find the values which `valid_range` and the like rule
         out."""
         from xarray.conventions import decode_cf_variable
 
@@ -250,13 +250,13 @@ def _beyond(limits: dict[str, Any], raw: Any) -> list[tuple[np.ufunc, float]]:
 
 
 @lru_cache(maxsize=16)  # thousands of files of a source say the same
-def _meanings(told: tuple[tuple[Any, ...], ...]) -> dict[str, list[str]]:
+def _meanings(variables: tuple[tuple[Any, ...], ...]) -> dict[str, list[str]]:
     """cf_xarray's axes and coordinates among variables of these names and attributes; all are
     asked, also those that the file calls no coordinates."""
     import cf_xarray  # noqa: F401 (registers `cf`)
     import xarray
 
-    attributes = {name: dict(zip(_MEANING, rest, strict=True)) for name, *rest in told}
+    attributes = {name: dict(zip(_MEANING, rest, strict=True)) for name, *rest in variables}
     asked = {name: ((), 0, found) for name, found in attributes.items()}
     found = xarray.Dataset(coords=asked).cf
     return {**found.axes, **found.coordinates}

@@ -1,4 +1,4 @@
-"""Forecasts made elsewhere, of air or weather: this project's forecasts.zarr, CAMS and alike."""
+"""Forecasts made elsewhere, of air or weather: this project's forecasts.zarr, CAMS and others."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from aqnet.errors import AqnetError
 from aqnet.grid import same_place
 
 _BYTES_AT_ONCE = 128e6  # of fields of another entry, before they are regridded
-_AIR = ("temp", "psfc")  # what tells the density of the air
+_AIR = ("temp", "psfc")  # from which the density of the air follows
 COUNTS = ("population",)  # added up where cells are joined, not averaged
 
 

@@ -128,8 +128,10 @@ def _first(
             standard_name,
         ):
             return by_name[name]
-    told = [name for name in candidates if file.attribute(name, "standard_name") == standard_name]
-    return told[0] if told else None
+    of_name = (
+        name for name in candidates if file.attribute(name, "standard_name") == standard_name
+    )
+    return next(of_name, None)
 
 
 def _spread(values: Hours, own: tuple[str, ...], dims: tuple[str, ...], shape: object) -> Hours:

@@ -1,4 +1,4 @@
-"""Source files (CAQRA, CF NetCDF, AQ_NET2 yearly Zarr and alike) as one view of hourly fields in
+"""Source files (CAQRA, CF NetCDF, AQ_NET2 yearly Zarr and others) as one view of hourly fields in
 aqnet's units."""
 
 from __future__ import annotations
