@@ -18,10 +18,12 @@ def partial_of(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(path: Path, advice: str = "make room there or choose another place") -> Iterator[None]:
     """Inside, a file system that refuses is one line that names `path`: write, flush and fsync
     name no file themselves.
 
+    Args:
+        advice: what the user can do.
     Raises:
         AqnetError: it refused (a full disk, a read-only place).
     """
@@ -29,9 +31,7 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise AqnetError(
-            f"{path}: cannot be written ({reason}); make room there or choose another place"
-        ) from error
+        raise AqnetError(f"{path}: cannot be written ({reason}); {advice}") from error
 
 
 @contextlib.contextmanager

@@ -51,7 +51,8 @@ class RunDirectory:
             AqnetError: another run owns the directory (named), or it cannot be written.
         """
         distributed.on_main(self._claim)
-        self._note_sigterm()
+        self._claimed_by = os.getpid()
+        signal.signal(signal.SIGTERM, self._on_sigterm)
 
     def status(self, text: str) -> None:
         """Write `running`, `finished`, `failed` or `interrupted` to the file `status`."""
@@ -61,7 +62,7 @@ class RunDirectory:
             replace_text(self.path / "status", text + "\n")
 
     def failed(self) -> None:
-        """Write `failed` while an error is on its way, which one of writing must not hide."""
+        """Write `failed` while an error is raised, which an error of writing must not hide."""
         try:
             self.status("failed")
         except AqnetError as error:
@@ -147,17 +148,13 @@ class RunDirectory:
             except OSError:
                 continue  # a file system may be away for a moment; a lost lock is noticed above
 
-    def _note_sigterm(self) -> None:
-        self._claimed_by = os.getpid()
-        signal.signal(signal.SIGTERM, self._on_sigterm)
-
     def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() == self._claimed_by:  # a forked worker inherits this handler
             self._sigterm = True
 
 
 def keep_config(path: Path, config: Config, loaded: Loaded | None) -> None:
-    """Write `config.yaml`, once it is sure that this run may go on in the directory.
+    """Write `config.yaml`, if this run may go on in the directory.
 
     Raises:
         AqnetError: the checkpoint, or without one the directory's config.yaml, is of a run whose
@@ -195,7 +192,7 @@ def _this_process() -> dict[str, Any]:
 
 
 def _create(lock: Path, owner: dict[str, Any]) -> bool:
-    """False where the lock exists."""
+    """Write the lock; False where it exists."""
     try:
         with lock.open("x", encoding="utf-8") as file:
             json.dump(owner, file)
@@ -208,7 +205,7 @@ def _create(lock: Path, owner: dict[str, Any]) -> bool:
 
 
 def _read(lock: Path) -> dict[str, Any] | None:
-    """The owner; None where there is no lock, or one whose owner cannot be read."""
+    """The owner in a lock; None where there is no lock, or it cannot be read."""
     try:
         owner = json.loads(regular_bytes(lock, 2**16))
     except (FileNotFoundError, ValueError, RecursionError):
@@ -234,8 +231,8 @@ def _is_stale(lock: Path, owner: dict[str, Any] | None) -> bool:
 
 
 def _touched(lock: Path) -> int | None:
-    """Opened, because network file systems cache the times of files that are not."""
-    try:
+    """When a lock was last touched; None where there is none."""
+    try:  # opened, because network file systems cache the times of files that are not
         with lock.open("rb") as file:
             return os.fstat(file.fileno()).st_mtime_ns
     except FileNotFoundError:
@@ -261,7 +258,7 @@ def _start_time(pid: int) -> int | None:
 
 
 def _namespace() -> str:
-    """Process numbers compare only within one boot and one container."""
+    """The boot and container within which process numbers can be compared."""
     if not _PROC.exists():
         return ""
     boot = (_PROC / "sys/kernel/random/boot_id").read_text().strip()

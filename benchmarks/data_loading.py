@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import itertools
 import json
 import tempfile
 import time
@@ -325,11 +324,11 @@ def shards(folder: Path, source: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def preparing(folder: Path, sources: dict[str, Path]) -> list[dict[str, Any]]:
+def preparing(folder: Path, source: Path) -> list[dict[str, Any]]:
     """`prepare` of the week by one process, statistics included."""
     rows = []
-    for grid, resample in itertools.product(("native",), ("area", "none")):
-        config = config_for(folder, sources[grid], resample, [24])
+    for resample in ("area", "none"):
+        config = config_for(folder, source, resample, [24])
         began, cpu = time.perf_counter(), time.process_time()
         with contextlib.redirect_stdout(io.StringIO()):
             prepare.prepare(config)
@@ -403,7 +402,7 @@ def main() -> None:
         for grid, shape in (("native", NATIVE), ("model", MODEL)):
             (folder / grid).mkdir()
             sources[grid] = write_source(folder / grid, shape)
-        figures: dict[str, Any] = {"prepare": preparing(folder, sources)}
+        figures: dict[str, Any] = {"prepare": preparing(folder, sources["native"])}
         figures["reading"] = reading(folder, sources, options.quick)
         figures["items"] = items(folder, sources["native"], options.quick)
         figures["codecs"] = codecs(sources["model"], options.quick)

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from aqnet.distributed.launch import peak_bytes
 from aqnet.model.bias import Places
 from aqnet.model.block import Blocks
 from aqnet.model.positions import patches_of
@@ -126,7 +127,7 @@ def measure(part: Part) -> dict[str, float]:
         del loss
         rate = max(rate, matrix_rate())
     total, forward, cpu = min(times)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    memory = peak_bytes()
     return {
         "seconds": total,
         "forward": forward,

@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import re
-import resource
 import shutil
 import statistics
 import subprocess
@@ -37,6 +36,7 @@ def worker(folder: Path, arguments: list[str]) -> None:
     import train
     from aqnet import distributed
     from aqnet.checkpoint import Checkpoints
+    from aqnet.distributed.launch import peak_bytes
     from aqnet.training import loop
 
     figures["import"] = time.perf_counter() - began
@@ -64,7 +64,7 @@ def worker(folder: Path, arguments: list[str]) -> None:
     timed(loop, "_step", "step")
     sys.argv = ["train.py", *arguments]
     train.main()
-    figures["memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    figures["memory_mb"] = peak_bytes() / 2**20
     (folder / f"rank{os.environ['RANK']}.json").write_text(json.dumps(figures))
 
 

@@ -192,9 +192,9 @@ def scaling(steps: int) -> dict[str, float]:
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         line = next(row for row in result.stdout.splitlines() if row.startswith("{"))
-        said = json.loads(line)
-        found[processes] = said["rate"]
-        named[processes] = sum(said["shares"].values()) - said["shares"]["time/other"]
+        measured = json.loads(line)
+        found[processes] = measured["rate"]
+        named[processes] = sum(measured["shares"].values()) - measured["shares"]["time/other"]
     one, two = found[1], found[2]
     return {
         "one_items_s": one,

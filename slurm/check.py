@@ -20,6 +20,7 @@ from typing import Any
 from aqnet import config as configs
 from aqnet.checkpoint import files as checkpoint_files
 from aqnet.checkpoint.files import Loaded
+from aqnet.checkpoint.retained import NEWEST_KEPT
 from aqnet.config import Config
 from aqnet.data import record, statistics
 from aqnet.errors import AqnetError
@@ -29,7 +30,7 @@ from aqnet.plan.rehearsal import timed
 from aqnet.plan.run import plan, size_text
 from train import check_data
 
-KEPT_NEWEST, BEING_WRITTEN = 2, 1  # checkpoints on disk besides the best ones
+BEING_WRITTEN = 1  # checkpoint on disk besides those that are kept
 SPARE_SECONDS = 60  # Slurm's signal may be late, and a file system slow
 SIGNAL_SECONDS = 60.0  # before the limit, where --signal names no time (man sbatch)
 
@@ -51,12 +52,12 @@ class Job:
 
     @property
     def processes(self) -> int:
-        """Of all nodes."""
+        """The number of processes on all nodes."""
         return self.nodes * self.per_node
 
 
 def job_of(script: Path, options: list[str], per_node: int | None) -> Job:
-    """From the script's #SBATCH lines, overridden by options of `sbatch`.
+    """What the script's #SBATCH lines ask for, overridden by options of `sbatch`.
 
     Args:
         per_node: processes, where NPROC says so.
@@ -82,12 +83,12 @@ def job_of(script: Path, options: list[str], per_node: int | None) -> Job:
 
 
 def gpus(text: str) -> int:
-    """Of --gpus-per-node: N or TYPE:N."""
+    """The number in --gpus-per-node: N or TYPE:N."""
     return int(text.rpartition(":")[2])
 
 
 def seconds(text: str) -> float:
-    """Slurm's times: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S or UNLIMITED."""
+    """Seconds in Slurm's times: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S or UNLIMITED."""
     if text.lower() in ("unlimited", "infinite"):
         return math.inf
     days, dash, rest = text.rpartition("-")
@@ -143,7 +144,7 @@ class Check:
     def disk(self) -> str:
         """Whether all checkpoints that will stand at once fit."""
         train = self.config.train
-        number = train.keep_best + KEPT_NEWEST + BEING_WRITTEN
+        number = train.keep_best + NEWEST_KEPT + BEING_WRITTEN
         needed = number * self._plan["checkpoint_bytes"]
         place = Path(self.config.run_dir)
         while not place.exists():
@@ -226,15 +227,15 @@ def main() -> int:
         return 2
     looks: list[Callable[[], str]] = [check.batch, check.stores, check.statistics]
     looks += [check.run_directory, check.disk, check.time]
-    problems, said = 0, set()
+    problems, printed = 0, set()
     for look in looks:
         try:
             print(f"ok       {look()}", flush=True)
         except AqnetError as error:
             problems += 1
-            if str(error) not in said:  # missing stores are the problem of several looks
+            if str(error) not in printed:  # missing stores are the problem of several looks
                 print(f"PROBLEM  {error}", flush=True)
-            said.add(str(error))
+            printed.add(str(error))
     return 2 if problems else 0
 
 

@@ -2,5 +2,3 @@
 
 from aqnet.checkpoint.files import Damaged, Loaded, find, read, write
 from aqnet.checkpoint.retained import Checkpoints
-
-__all__ = ["Checkpoints", "Damaged", "Loaded", "find", "read", "write"]

@@ -20,6 +20,7 @@ import struct
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from types import NoneType
 from typing import Any, BinaryIO, cast
@@ -206,10 +207,10 @@ def load_tensors(path: Path) -> dict[str, Any]:
 
 
 def _own_tensors(path: Path) -> dict[str, Any]:
-    """As `load_tensors`, of a file that aqnet wrote, whose tensors are all in it.
+    """`load_tensors` of a file that aqnet wrote, which holds every value of its tensors.
 
     Raises:
-        AqnetError: besides, a tensor is larger than the file, as one that repeats a value may be.
+        AqnetError: see `load_tensors`, or the tensors are larger than the file (by repeating).
     """
     tree = load_tensors(path)
     if tensor_bytes(tree) > path.stat().st_size + _GRID_BYTES:
@@ -234,7 +235,7 @@ def _reason(error: Exception) -> str:
 
 
 def _verified_state(path: Path) -> dict[str, Any]:
-    """state.json, after every file's SHA-256 and the types of what it holds were found right."""
+    """What state.json holds, if the SHA-256 of all files and the types of its values are right."""
     try:
         state = json.loads(regular_bytes(path / "state.json", STATE_BYTES))
         expected = state.pop("sha256")
@@ -263,7 +264,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 
 def _mistyped(state: dict[str, Any], name: str) -> Iterator[str]:
-    """What of the values is not what training writes, each as half a sentence."""
+    """Half a sentence for each value that training would not have written."""
     for key in state.keys() & _TYPES.keys():
         value = state[key]
         if type(value) not in _TYPES[key] or (type(value) is int and not 0 <= value < 2**63):
@@ -279,19 +280,21 @@ def regular_bytes(path: Path, most: int) -> bytes:
     Raises:
         OSError: it is missing, no regular file (a pipe would be waited for), or larger than `most`.
     """
-    if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "is no file", str(path))
-    with path.open("rb") as file:
+    with _opened(path) as file:
         data = file.read(most + 1)
     if len(data) > most:
         raise OSError(errno.EFBIG, f"is larger than {most} bytes", str(path))
     return data
 
 
-def _sha256(path: Path) -> str:
+def _opened(path: Path) -> BufferedReader:
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "is no file", str(path))
-    with path.open("rb") as file:
+    return path.open("rb")
+
+
+def _sha256(path: Path) -> str:
+    with _opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -33,7 +33,7 @@ from aqnet.checkpoint.files import (
 from aqnet.errors import AqnetError, one_line
 from aqnet.files import replace_text
 
-_NEWEST_KEPT = 2  # a damaged newest one needs one before it
+NEWEST_KEPT = 2  # a damaged newest one needs one before it
 
 
 class Checkpoints:
@@ -50,7 +50,7 @@ class Checkpoints:
         self._buffers: dict[tuple[Any, ...], Tensor] = {}
 
     def reserve(self, model_state: dict[str, Any], optimizer_state: dict[str, Any]) -> None:
-        """Claim the memory that `save` copies to; done by the first `save` it takes a while."""
+        """Allocate the memory that `save` copies to, so that the first is as fast as others."""
         if distributed.is_main():
             self._staged(model_state, ("model",))
             self._staged(optimizer_state, ("opt",))
@@ -135,7 +135,7 @@ class Checkpoints:
         self, path: Path, model: dict[str, Any], optimizer: dict[str, Any], state: dict[str, Any]
     ) -> None:
         write(path, model, optimizer, state)
-        kept = {*_steps(self.directory)[:_NEWEST_KEPT], *self._best()}
+        kept = {*_steps(self.directory)[:NEWEST_KEPT], *self._best()}
         try:
             self._name()
             for other in _steps(self.directory):
@@ -178,7 +178,7 @@ class Checkpoints:
 
 
 def _steps(directory: Path) -> list[Path]:
-    """Newest first."""
+    """Paths of all checkpoints, newest first."""
     if not directory.is_dir():
         return []
     found = [path for path in directory.iterdir() if STEP.fullmatch(path.name)]
@@ -206,7 +206,7 @@ def _tidy(directory: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """A folder with all that is in it, a file, or a link alone; or nothing."""
+    """Remove a folder with all that is in it, a file, or a link but not its target."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

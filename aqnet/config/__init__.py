@@ -17,27 +17,3 @@ from aqnet.config.keys import (
 from aqnet.config.loading import from_checkpoint, from_dict, load, to_yaml
 from aqnet.config.reading import overridden, to_dict
 from aqnet.config.volume import item_bytes
-
-__all__ = [
-    "STATIC_VARIABLES",
-    "Channel",
-    "Config",
-    "Data",
-    "Model",
-    "Plan",
-    "Source",
-    "Split",
-    "Terrain",
-    "Train",
-    "Validation",
-    "accumulation",
-    "changes_forbidden_on_continuation",
-    "channel",
-    "from_checkpoint",
-    "from_dict",
-    "item_bytes",
-    "load",
-    "overridden",
-    "to_dict",
-    "to_yaml",
-]

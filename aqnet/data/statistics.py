@@ -12,10 +12,9 @@ import numpy as np
 from aqnet.batch import Statistics
 from aqnet.config import STATIC_VARIABLES, Config, periods
 from aqnet.data.moments import Moments, merged, moments
-from aqnet.data.prepare.store_writer import writing
 from aqnet.data.store import Store
 from aqnet.errors import AqnetError
-from aqnet.files import replace_text
+from aqnet.files import replace_text, writing
 
 
 def compute(config: Config, stores: Sequence[Store]) -> Statistics:

@@ -21,27 +21,3 @@ from aqnet.distributed.collectives import (
     wrap,
 )
 from aqnet.distributed.launch import by_first_process, is_first_process, num_nodes
-
-__all__ = [
-    "any_rank",
-    "at_step",
-    "barrier",
-    "broadcast_object",
-    "by_first_process",
-    "collective",
-    "exchange_seconds",
-    "explained",
-    "gather_objects",
-    "is_first_process",
-    "is_main",
-    "no_sync",
-    "num_nodes",
-    "on_main",
-    "rank",
-    "say",
-    "start",
-    "stop",
-    "sum_",
-    "world_size",
-    "wrap",
-]

@@ -1,19 +1,20 @@
-"""Which ranks have reached which collective, and which still live.
+"""Which ranks have reached which collective, and which are still alive.
 
-Every rank tells it from a thread through the store of the rendezvous, so that it needs no
-collective and the training loop never waits for the store.
+A thread of every rank reports it through the rendezvous store, so that no collective is needed and
+the training loop never waits for the store.
 """
 
 from __future__ import annotations
 
 import contextlib
-import datetime
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, TypeVar
+
+from torch.distributed import Store
 
 from aqnet.errors import one_line
 
@@ -29,27 +30,8 @@ def under_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
-class Store(Protocol):
-    """What is used of a torch.distributed store."""
-
-    def set(self, key: str, value: str, /) -> None:
-        """Write."""
-
-    def get(self, key: str, /) -> bytes:
-        """Read; waits for the key."""
-
-    def multi_get(self, keys: list[str], /) -> list[bytes]:
-        """Read several; waits for all."""
-
-    def check(self, keys: list[str], /) -> bool:
-        """Whether all are there."""
-
-    def wait(self, keys: list[str], timeout: datetime.timedelta, /) -> None:
-        """Until all are there; an error after `timeout`."""
-
-
 class Beat(NamedTuple):
-    """What a rank last told: how often it did, its collectives so far, and the last one's step."""
+    """A rank's last report: its number, the collectives entered so far, the last one's step."""
 
     number: int = 0
     collectives: int = 0
@@ -61,13 +43,13 @@ class Silent(RuntimeError):
 
 
 class Arrivals:
-    """This rank's count of collectives, beside those of the others.
+    """How many collectives this rank has entered, beside the counts of the others.
 
-    One thread tells the others of it, every 2 s or more often. Another looks after this rank: where
-    it has waited for eight tenths of the time-out, that thread names on the terminal the ranks that
-    have not come or no longer tell. With nccl, whose own time-out ends the process without a word
-    to Python, that is all that is heard. A collective that does not even end by the time-out is
-    ended with the process.
+    One thread reports it to the others, every 2 s or more often. Another watches this rank: where
+    it has waited for eight tenths of the time-out, that thread prints which ranks have not entered
+    the collective or have stopped reporting. With nccl, whose own time-out ends the process without
+    a word to Python, nothing else is printed. Where even the time-out does not end a collective,
+    the thread ends the process.
     """
 
     def __init__(self, store: Store, rank: int, size: int, timeout_seconds: float) -> None:
@@ -78,14 +60,14 @@ class Arrivals:
         self._count, self._at = 0, -1  # collectives so far, and the step of the last
         self._since: float | None = None  # when it entered the collective that it is in
         self._silent: tuple[int, list[int]] = (-1, [])  # in which collective, which ranks
-        self._told = False  # whether an error of this rank
+        self._reported = False  # whether an error of this rank
         self._closed = threading.Event()
-        works = (self._tell_often, self._watch)
+        works = (self._report_often, self._watch)
         self._threads = [threading.Thread(target=work, daemon=True) for work in works]
         for thread in self._threads:
             thread.start()
 
-    def come(self) -> None:
+    def enter(self) -> None:
         """This rank enters its next collective."""
         self._count, self._at = self._count + 1, self.step
         self._since = time.monotonic()
@@ -94,9 +76,9 @@ class Arrivals:
         """It has left the collective."""
         self._since = None
 
-    def tell(self, error: Exception) -> None:
-        """Leave an error to the others as the reason of this rank's end."""
-        self._told = True
+    def report(self, error: Exception) -> None:
+        """Give the others an error as the reason for this rank's end."""
+        self._reported = True
         text = f"rank {self._rank}: {type(error).__name__}: {one_line(error)}"
         with contextlib.suppress(RuntimeError):  # the store may have died with rank 0
             _within(ANSWER_SECONDS, lambda: self._store.set("failed", text))
@@ -107,23 +89,23 @@ class Arrivals:
         try:
             if _within(ANSWER_SECONDS, lambda: self._store.check(["failed"])):
                 reason = self._store.get("failed").decode()
-                self._store.set(f"heard/{self._rank}", "")
+                self._store.set(f"read/{self._rank}", "")
                 return reason
-            came = self._missing() or f"all ranks came to a collective of step {self.step}"
+            reason = self._missing() or f"all ranks came to a collective of step {self.step}"
         except Silent as error:
-            came = f"{error}; this was rank {self._rank}"
+            reason = f"{error}; this was rank {self._rank}"
         except RuntimeError:
-            came = f"rank 0, which holds the store, has gone; this was rank {self._rank}"
-        return f"{came} ({message})"
+            reason = f"rank 0, which holds the store, has gone; this was rank {self._rank}"
+        return f"{reason} ({message})"
 
     def linger(self) -> None:
-        """Where this process leaves an error and holds the store, keep that until the others have
-        heard of it."""
-        if not self._told or self._rank != 0 or under_torchrun():
+        """Where this process has reported an error and holds the store, keep the store until the
+        others have read it."""
+        if not self._reported or self._rank != 0 or under_torchrun():
             return
-        heard = [f"heard/{rank}" for rank in range(self._size) if rank != self._rank]
+        read = [f"read/{rank}" for rank in range(self._size) if rank != self._rank]
         end = time.monotonic() + LINGER_SECONDS
-        while not self._store.check(heard) and time.monotonic() < end:
+        while not self._store.check(read) and time.monotonic() < end:
             time.sleep(0.02)
 
     def close(self) -> None:
@@ -133,7 +115,7 @@ class Arrivals:
             thread.join(1.0)
 
     def _missing(self) -> str:
-        """The ranks that lag or are silent after a collective failed; or ""."""
+        """The ranks that lag or are silent after a collective failed, or an empty text."""
         looked = self._look()
         if self._silent[0] == self._count:
             return named(looked, self._silent[1])
@@ -144,19 +126,19 @@ class Arrivals:
         return named(looked, silent)
 
     def _look(self) -> list[Beat]:
-        """What every rank last told."""
+        """Every rank's last report."""
         keys = [f"at/{rank}" for rank in range(self._size)]
 
         def read() -> list[Beat]:
             if self._store.check(keys):
-                told = self._store.multi_get(keys)
-            else:  # one has not told anything yet
-                told = [self._store.get(key) if self._store.check([key]) else b"" for key in keys]
-            return [Beat(*map(int, text.split())) for text in told]
+                texts = self._store.multi_get(keys)
+            else:  # one has not reported yet
+                texts = [self._store.get(key) if self._store.check([key]) else b"" for key in keys]
+            return [Beat(*map(int, text.split())) for text in texts]
 
         return _within(ANSWER_SECONDS, read)
 
-    def _tell_often(self) -> None:
+    def _report_often(self) -> None:
         number = 0
         with contextlib.suppress(RuntimeError):  # the store has gone with its process
             while not self._closed.is_set():
@@ -165,13 +147,13 @@ class Arrivals:
                 self._closed.wait(self._interval)
 
     def _watch(self) -> None:
-        before, told = None, 0  # a first look, and the collective whose wait was last spoken of
+        before, warned = None, 0  # a first look, and the collective last warned about
         while not self._closed.wait(self._interval):
             since, count = self._since, self._count
             waited = 0.0 if since is None else time.monotonic() - since
             if waited > 2 * self._timeout + 3 * ANSWER_SECONDS:
                 end(f"rank {self._rank} waits since {waited:.0f} s at step {self.step}")
-            if waited < 0.7 * self._timeout or told == count:
+            if waited < 0.7 * self._timeout or warned == count:
                 before = None
                 continue
             try:
@@ -179,10 +161,10 @@ class Arrivals:
                 if before is None:
                     before = looked
                 elif waited >= 0.8 * self._timeout:
-                    told, self._silent = count, (count, unchanged(before, looked))
+                    warned, self._silent = count, (count, unchanged(before, looked))
                     self._warn(looked)
             except Silent as error:
-                told = count
+                warned = count
                 print(f"warning: rank {self._rank} waits: {error}", file=sys.stderr, flush=True)
             except RuntimeError:  # the store has gone with its process
                 return
@@ -192,19 +174,19 @@ class Arrivals:
         most = max(beat.collectives for beat in looked)
         waiting = [rank for rank, beat in enumerate(looked) if beat.collectives == most]
         speaker = next((rank for rank in waiting if rank not in silent), None)
-        if missing and speaker == self._rank:  # one speaks for all that wait
+        if missing and speaker == self._rank:  # one warns for all that wait
             waits = f"rank {self._rank} waits since {0.8 * self._timeout:.0f} s"
             print(f"warning: {waits}: {missing}", file=sys.stderr, flush=True)
 
 
 def unchanged(before: list[Beat], after: list[Beat]) -> list[int]:
-    """The ranks that told nothing between two looks."""
+    """The ranks that reported nothing between two looks."""
     pairs = enumerate(zip(before, after, strict=True))
     return [rank for rank, (old, new) in pairs if old.number == new.number]
 
 
 def named(looked: list[Beat], silent: list[int]) -> str:
-    """The ranks that came to fewer collectives than others, and those that are silent; or ""."""
+    """The ranks that entered fewer collectives than others, and the silent ones, or no text."""
     most = max(beat.collectives for beat in looked)
     last = max(beat.step for beat in looked if beat.collectives == most)
     behind = [rank for rank, beat in enumerate(looked) if beat.collectives < most]
@@ -226,7 +208,7 @@ def end(message: str) -> None:
 
 @contextlib.contextmanager
 def limit(seconds: float, message: str) -> Iterator[None]:
-    """What is inside ends this process where it takes longer."""
+    """Ends this process where what is inside takes longer than `seconds`."""
     timer = threading.Timer(seconds, end, (message,))
     timer.daemon = True
     timer.start()

@@ -103,12 +103,12 @@ def at_step(step: int) -> None:
 
 @contextlib.contextmanager
 def collective() -> Iterator[None]:
-    """Inside, this process counts as waiting for the others, who are told so.
+    """Inside, this process counts as waiting for the others, and they know it.
 
-    Done by all functions here, but to be put around a backward that exchanges gradients.
+    All functions here do so themselves; put it around a backward that exchanges gradients.
     """
     if _arrivals is not None:
-        _arrivals.come()
+        _arrivals.enter()
     yield
     if _arrivals is not None:
         _arrivals.leave()
@@ -118,26 +118,26 @@ def collective() -> Iterator[None]:
 def explained() -> Iterator[None]:
     """Inside, errors that only a broken or hung collective caused name their cause.
 
-    An error of this process is told to the others and goes on unchanged. Where a collective fails
-    because another process did, AqnetError repeats that one's message; where it failed by the
+    An error of this process is reported to the others and goes on unchanged. Where a collective
+    fails because another process did, AqnetError repeats that one's message; where it failed by the
     time-out or because a process was killed, AqnetError names the ranks that did not arrive.
-    With nccl this needs a collective that raises: `aqnet.arrivals` warns before the time-out.
+    With nccl this needs a collective that raises: `Arrivals` warns before the time-out.
     """
     try:
         yield
     except AqnetError as error:
-        _tell(error)
+        _report(error)
         raise
     except RuntimeError as error:
         if not _of_collective(error):
-            _tell(error)
+            _report(error)
             raise
         message = one_line(error)
         raise AqnetError(
             message if _arrivals is None else _arrivals.explanation(message)
         ) from error
     except (ArithmeticError, AssertionError, LookupError, OSError, TypeError, ValueError) as error:
-        _tell(error)
+        _report(error)
         raise
 
 
@@ -152,7 +152,7 @@ def world_size() -> int:
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes files and speaks."""
+    """Whether this is rank 0, the process that writes files and prints."""
     return rank() == 0
 
 
@@ -276,6 +276,6 @@ def _of_collective(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in words)
 
 
-def _tell(error: Exception) -> None:
+def _report(error: Exception) -> None:
     if _arrivals is not None:
-        _arrivals.tell(error)
+        _arrivals.report(error)

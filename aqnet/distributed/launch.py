@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from aqnet.distributed.arrivals import Store, under_torchrun
+from aqnet.distributed.arrivals import under_torchrun
 from aqnet.errors import AqnetError
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -43,7 +43,7 @@ def by_first_process() -> Iterator[None]:
         with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
             yield
     except (AqnetError, SystemExit) as error:
-        time.sleep(5.0)  # torchrun ends all processes when one fails: rank 0 speaks first
+        time.sleep(5.0)  # torchrun ends all processes when one fails: rank 0 prints first
         sys.exit(2 if isinstance(error, AqnetError) else error.code)
 
 
@@ -128,7 +128,7 @@ def give_back_large_blocks() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, 2**26)  # small blocks come and go at the heap's end
 
 
-def attempt(store: Store, rank: int, size: int, timeout: datetime.timedelta) -> str:
+def attempt(store: dist.Store, rank: int, size: int, timeout: datetime.timedelta) -> str:
     """A prefix of keys in the store that only the processes which live now use; all must call.
 
     torchrun 2.13 restarts workers on the store of the attempt before, with the addresses of dead

@@ -55,7 +55,7 @@ def extent_of(config: Config) -> Extent:
         f"no stores at {config.data.stores}: a grid of {shape[0]} x {shape[1]} cells, every hour "
         f"of the training periods, and {share:.0%} of the patches in the domain are assumed"
     )
-    return Extent(_grid(_first_patches(shape, config.model.patch, share)), hours, (text,))
+    return Extent(invented_grid(_first_patches(shape, config.model.patch, share)), hours, (text,))
 
 
 def _stored(config: Config, paths: Sequence[Path]) -> Extent:
@@ -72,7 +72,7 @@ def _stored(config: Config, paths: Sequence[Path]) -> Extent:
             ) from None
         hours += int(np.any([(time >= first) & (time < end) for first, end in training], 0).sum())
     text = f"grid, domain and hours read from {paths[0]} ..."
-    return Extent(_grid(torch.from_numpy(mask)), hours, (text,))
+    return Extent(invented_grid(torch.from_numpy(mask)), hours, (text,))
 
 
 def _first_patches(shape: tuple[int, int], patch: int, share: float) -> Tensor:
@@ -84,8 +84,8 @@ def _first_patches(shape: tuple[int, int], patch: int, share: float) -> Tensor:
     return whole[:height, :width]
 
 
-def _grid(mask: Tensor) -> Grid:
-    """A grid over China with this mask [H, W]."""
+def invented_grid(mask: Tensor) -> Grid:
+    """A grid over China with this mask [H, W], its coordinates invented and its elevation 0."""
     height, width = mask.shape
     lat, lon = torch.meshgrid(
         torch.linspace(15, 55, height, dtype=torch.float64),

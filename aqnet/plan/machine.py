@@ -19,7 +19,7 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Rates:
-    """Of one process (a GPU), per second.
+    """How fast one process (a GPU) is, per second.
 
     Attributes:
         flops: by the kinds of `Rehearsal.flops`.
@@ -36,7 +36,7 @@ class Rates:
     network_latency: float
 
     def seconds(self, rehearsal: Rehearsal) -> tuple[float, float]:
-        """Of a micro-batch's forward and backward, and of AdamW's update."""
+        """Seconds of a micro-batch's forward and backward, and of AdamW's update."""
         products = sum(flops / self.flops[kind] for kind, flops in rehearsal.flops.items())
         update = 7 * 4.0 * rehearsal.parameters  # bytes: it reads four numbers and writes three
         return products + rehearsal.moved / self.bandwidth, update / self.bandwidth
@@ -112,7 +112,10 @@ def preset(name: str, precision: str) -> Machine:
 
 
 def this_machine(config: Config) -> Machine:
-    """On a CPU, call it before anything large is made, which would count as base."""
+    """This machine, without rates.
+
+    On a CPU, call it before anything large is made, which would count as base.
+    """
     if torch.cuda.is_available():
         _, total = torch.cuda.mem_get_info()
         text = "2 GB of a process before the model (context, kernels, communicator) are assumed"

@@ -18,10 +18,12 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from aqnet.batch import Statistics
+from aqnet.checkpoint.files import tensor_bytes
 from aqnet.config import Config
 from aqnet.distributed import launch
 from aqnet.grid import Grid
 from aqnet.model.climax import ClimaX
+from aqnet.plan.extent import invented_grid
 from aqnet.plan.flops import fake_copy, flop_counter, item_flops, loss, random_batch
 from aqnet.training.optimizer import make_optimizer
 
@@ -79,8 +81,8 @@ def rehearse(config: Config, grid: Grid, gradients_stay: bool) -> Rehearsal:
         more = random_batch(config, grid.shape, items)
         with _tracker(model.eval(), optimizer, more) as validation, torch.no_grad():
             loss(model, more, config)
-        weights = _bytes(model.state_dict())
-        stored = weights + _bytes(optimizer.state_dict()) + _bytes(grid.to_dict())
+        weights = tensor_bytes(model.state_dict())
+        stored = weights + tensor_bytes((optimizer.state_dict(), grid.to_dict()))
     memory = max(_peak(training), _peak(validation), key=lambda kinds: sum(kinds.values()))
     if config.train.ema_decay is not None:
         memory["moving average"] = weights
@@ -92,15 +94,15 @@ def rehearse(config: Config, grid: Grid, gradients_stay: bool) -> Rehearsal:
         flops=_by_kind(counter),
         moved=traffic.bytes,
         memory=memory,
-        batch_bytes=_bytes(batch),
+        batch_bytes=tensor_bytes(batch),
         checkpoint_bytes=stored,
     )
 
 
 def timed(config: Config, grid: Grid) -> tuple[float, float]:
-    """Seconds of a micro-batch's forward and backward, and of the update, of the real model.
+    """Seconds of the real model's forward and backward of a micro-batch, and of its update.
 
-    The middle of a few, on random values, on this machine.
+    The median of a few on this machine, with random values.
     """
     device = launch.device_of(0)
     model = make_model(config, grid).to(device).train()
@@ -127,9 +129,8 @@ def base_of_a_process(config: Config) -> float:
     importlib.import_module("torch.utils.tensorboard")  # as a run does
     model = replace(config.model, embed_dim=4 * config.model.num_heads, depth=1, regions=None)
     side = 4 * model.patch
-    corner = torch.arange(side, dtype=torch.float64).expand(side, side)
-    grid = Grid(corner.T, corner, torch.zeros(side, side), torch.ones(side, side, dtype=torch.bool))
-    timed(replace(config, model=model), grid)
+    everywhere = torch.ones(side, side, dtype=torch.bool)
+    timed(replace(config, model=model), invented_grid(everywhere))
     return float(launch.peak_bytes())
 
 
@@ -206,7 +207,3 @@ def _peak(tracker: MemTracker) -> dict[str, int]:
 
 def _tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
-
-
-def _bytes(tree: Any) -> int:
-    return sum(tensor.nbytes for tensor in _tensors(tree))

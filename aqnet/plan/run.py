@@ -42,7 +42,7 @@ def plan(
     machine: Machine,
     measured: tuple[float, float] | None = None,
 ) -> dict[str, Any]:
-    """Every figure of the plan, in bytes, seconds and FLOP; None where nothing tells it.
+    """Every figure of the plan, in bytes, seconds and FLOP; None where it is unknown.
 
     Args:
         per_node: processes; measured: what `timed` gives, where the machine has no rates.

@@ -1,4 +1,4 @@
-"""What `aqnet.data.inspect` collects while it reads, and how it says it."""
+"""What `aqnet.data.inspect` finds in a file or store, as text."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SHOWN = 5  # of many alike
 
 @dataclass
 class Variable:
-    """One field in one pass over its hours.
+    """What was found in a field so far; its hours are read once.
 
     Attributes:
         convert: from the file's unit `file_unit` to the one in which its figures are.
@@ -69,7 +69,7 @@ class Variable:
         return np.asarray(there.any((1, 2)))
 
     def problem(self, when: Callable[[list[int]], str]) -> str:
-        """What cannot be among its values; `when` puts hours in words."""
+        """A line on its impossible values; `when` puts hours in words."""
         shown = ", ".join(
             f"{limits.shown(value)} ({count:,} values)"
             for value, count in self.beyond.most_common(_SHOWN)
@@ -125,7 +125,7 @@ class Findings:
     _lost: set[int] = field(default_factory=set)  # rows that cannot be read in some field
 
     def set_times(self, times: NDArray[np.int64]) -> None:
-        """Take the time axis and say what it is like."""
+        """Note the times, their step and gaps, and what is wrong with them."""
         self.times = times
         if len(times) == 0:
             self.problems.append("there is no time in it")
@@ -153,7 +153,7 @@ class Findings:
         )
 
     def set_grid(self, lat: Array, lon: Array, mask: Array | None) -> None:
-        """Take the coordinates and the domain and say what they are like."""
+        """Note the coordinates and the domain."""
         self.lat, self.lon, self.mask = lat, lon, mask
         order = "north to south" if lat[0, 0] > lat[-1, 0] else "south to north"
         self.facts["grid"] = (
@@ -170,13 +170,13 @@ class Findings:
         return f"{hour_text(self.times.min())} to {hour_text(self.times.max())}"
 
     def begin(self, name: str, convert: Conversion, file_unit: str) -> Variable:
-        """A field to be taken in block by block."""
+        """A new field of the table, to which `add` gives blocks."""
         self.variables[name] = Variable(name, convert, file_unit)
         return self.variables[name]
 
     def add(self, variable: Variable, block: Array, first_row: int | None) -> None:
-        """Take in hours [n, H, W] of a field, in the file's unit, from `first_row` on (None: it has
-        no time axis)."""
+        """Add hours [n, H, W] of a field, in the file's unit, from `first_row` on (None: it has no
+        time axis)."""
         cells = block[0].size
         if self.mask is not None:
             block, cells = np.where(self.mask, block, np.nan), int(self.mask.sum())
@@ -185,7 +185,7 @@ class Findings:
             self._seen.update((first_row + np.flatnonzero(there)).tolist())
 
     def unreadable(self, rows: slice, error: AqnetError) -> None:
-        """Some hours cannot be read."""
+        """Note that some hours cannot be read."""
         self._damage.append(str(error))
         self._lost.update(range(rows.start, rows.stop))
 

@@ -112,11 +112,14 @@ def _stored(found: Findings, opened: store.Store, name: str) -> Variable:
 def _source(found: Findings, file: SourceFile) -> None:
     kind = "GRIB" if found.path.suffix.startswith(".gr") else "NetCDF"
     found.kind = f"{'Zarr' if found.path.is_dir() else kind} source"
-    for read in (lambda: found.set_times(file.times.valid), lambda: _grid(found, file)):
-        try:
-            read()
-        except AqnetError as error:
-            found.problems.append(str(error))
+    try:
+        found.set_times(file.times.valid)
+    except AqnetError as error:
+        found.problems.append(str(error))
+    try:
+        found.set_grid(file.cells.lat, file.cells.lon, None)
+    except AqnetError as error:
+        found.problems.append(str(error))
     if found.lat is None:
         return  # without a grid nothing tells a field from its coordinates
     chunks: set[str] = set()
@@ -152,10 +155,6 @@ def _source(found: Findings, file: SourceFile) -> None:
     found.conclude(steps)
 
 
-def _grid(found: Findings, file: SourceFile) -> None:
-    found.set_grid(file.cells.lat, file.cells.lon, None)
-
-
 def _may_be_field(file: SourceFile, name: str) -> bool:
     """Whether a variable holds numbers in two dimensions and is no coordinate."""
     return file.kind(name) in "fiu" and len(file.dims(name)) > 1 and name not in file.cells.names
@@ -185,7 +184,7 @@ def _field(found: Findings, file: SourceFile, name: str, steps: int | None) -> N
 
 
 def _conversion(found: Findings, file: SourceFile, name: str) -> units.Conversion:
-    """To aqnet's unit; units that it should know but does not are a problem."""
+    """The conversion to aqnet's unit; a unit that cannot be read is a problem."""
     unit = file.unit(name)
     if units.canonical_unit(name) is not None and name not in ("lat2d", "lon2d"):
         try:

@@ -20,7 +20,7 @@ class Part(NamedTuple):
 
 
 def parts(time: NDArray[np.int64], fields: NDArray[Any]) -> list[Part]:
-    """The days of some hours.
+    """Sums and counts of some hours, by day.
 
     Args:
         time: hours since 1970 UTC, ascending, shape [n]; fields: NaN = missing, [n, C, H, W].

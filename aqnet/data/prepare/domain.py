@@ -35,7 +35,7 @@ def domain(config: Config, grid: ModelGrid, workers: Workers) -> Array:
     elif not mask.any():
         raise AqnetError(f"data.mask_file: {config.data.mask_file}: no cell of the grid is inside")
     else:
-        _tell_overlap(config, grid, mask)
+        _print_overlap(config, grid, mask)
     if not mask.any():
         raise AqnetError(
             f"{config.data.sources[0].path}: no valid cell: the targets "
@@ -44,8 +44,9 @@ def domain(config: Config, grid: ModelGrid, workers: Workers) -> Array:
     return mask
 
 
-def _tell_overlap(config: Config, grid: ModelGrid, mask: Array) -> None:
-    """A mask of another projection, or upside down, shows in how few of its cells have data."""
+def _print_overlap(config: Config, grid: ModelGrid, mask: Array) -> None:
+    """Print how many cells of the mask have data: few, where it is upside down or of another
+    projection."""
     began, _ = periods.intervals(config.data.split.train)[0]
     first = int(np.searchsorted(grid.sources.times, began))
     block = grid.read(config.data.targets, slice(first, first + store.HOURS_PER_SHARD))
@@ -58,9 +59,10 @@ def _tell_overlap(config: Config, grid: ModelGrid, mask: Array) -> None:
 
 
 def refuse_other_masks(config: Config, years: list[int], mask: Array) -> None:
-    """
+    """Refuse stores of `years` whose domain is not `mask`.
+
     Raises:
-        AqnetError: the store of one of `years` has another mask.
+        AqnetError: names the first of them.
     """
     for year in years:
         path = store_path(config, year)

@@ -38,7 +38,7 @@ def year_rows(config: Config, sources: Sources, year: int) -> slice:
 
 
 def made_from(config: Config, sources: Sources, rows: slice) -> dict[str, Any]:
-    """What a store was made from, as far as it must agree for the store to be used again."""
+    """What a store was made from: all that must be the same for the store to be used again."""
     names = (*config.data.stored, *STATIC_VARIABLES)
     return {
         **sources.fingerprint(rows),
@@ -90,7 +90,7 @@ def is_complete(config: Config, sources: Sources, year: int) -> bool:
 
 
 def _digest(path: str) -> str:
-    """Of a static file's name, size and time of change, or of those of a store's files.
+    """Name, size and time of change of a static file, or a digest of those of a store's files.
 
     Raises:
         AqnetError: there is none.

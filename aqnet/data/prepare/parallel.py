@@ -97,14 +97,14 @@ class ProgressLines:
     def __init__(self, what: str, hours: int, stream: TextIO | None = None) -> None:
         """`stream`: where the lines go, else stdout."""
         self._what, self._hours, self._done, self._stream = what, hours, 0, stream
-        self._began = self._told = time.monotonic()
+        self._began = self._printed = time.monotonic()
 
     def add(self, hours: int) -> None:
         """`hours` more are done."""
         self._done += hours
         now = time.monotonic()
-        if now - self._told > PROGRESS_SECONDS and self._done < self._hours:
-            self._told = now
+        if now - self._printed > PROGRESS_SECONDS and self._done < self._hours:
+            self._printed = now
             rate = self._done / (now - self._began)
             left = (self._hours - self._done) / rate
             print(

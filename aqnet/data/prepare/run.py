@@ -33,6 +33,7 @@ from aqnet.data.prepare.store_writer import StoreWriter
 from aqnet.data.regridding.model_grid import ModelGrid
 from aqnet.data.sources.several import open_sources
 from aqnet.errors import AqnetError
+from aqnet.files import writing
 
 Array = NDArray[Any]
 
@@ -191,11 +192,9 @@ def _alone(directory: Path, only: list[int] | None) -> Iterator[None]:
     locks |= {f".prepare.{year}.lock": fcntl.LOCK_EX for year in only or ()}
     with ExitStack() as held:
         for name, kind in locks.items():
-            try:
+            with writing(directory, "give another data.stores"):
                 directory.mkdir(parents=True, exist_ok=True)
                 lock = held.enter_context((directory / name).open("w"))
-            except OSError as error:
-                raise AqnetError(f"{directory}: cannot write the stores here: {error}") from None
             try:
                 fcntl.flock(lock, kind | fcntl.LOCK_NB)
             except BlockingIOError:

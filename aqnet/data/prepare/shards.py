@@ -26,7 +26,7 @@ def create_sharded(
     fill: float,
     dims: tuple[str, ...],
 ) -> None:
-    """Say how an array's shard files are to be read; `write_shard` writes them."""
+    """Create an array without its shard files, which `write_shard` writes."""
     group.create_array(
         name,
         shape=shape,

@@ -14,7 +14,6 @@ import itertools
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,9 +39,10 @@ from aqnet.data.store import (
     shard_path,
 )
 from aqnet.errors import AqnetError
-from aqnet.files import partial_of, sync, write_beside
+from aqnet.files import partial_of, sync, write_beside, writing
 from aqnet.grid import Grid
 
+_ADVICE = "make room, or give another data.stores, and start again: what is written is kept"
 _VALUES_AT_ONCE = 2_000_000  # whose moments are taken in float64
 
 
@@ -90,7 +90,7 @@ class StoreWriter:
         digests: dict[str, str] = {}
         parts: list[days.Part] = []
         num_weather = len(self.channels["weather"])
-        with writing(self.partial):
+        with writing(self.partial, _ADVICE):
             for first in range(0, len(stored), HOURS_PER_SHARD):
                 hours = stored[first : first + HOURS_PER_SHARD]
                 weather, air = hours[:, :num_weather], hours[:, num_weather:]
@@ -135,7 +135,7 @@ class StoreWriter:
         """
         if self.path.exists():
             raise AqnetError(f"{self.path}: exists already; remove it to prepare it again")
-        with writing(self.partial):
+        with writing(self.partial, _ADVICE):
             group = zarr.open_group(self.partial, mode="r+")
             if not group.attrs.get("complete"):
                 self._complete(group)
@@ -215,14 +215,15 @@ def create(
     source: dict[str, Any],
     dtype: str = "float32",
 ) -> StoreWriter:
-    """Begin a store beside `path`, or go on with one begun alike; another unfinished one goes.
+    """Begin a store beside `path`, or go on with one that was begun with the same arguments; an
+    unfinished one of others is removed.
 
     Args:
         weather, air: names of channels; units: of channels and statics, physical.
         time: hours since 1970 UTC, ascending, shape [N]; static: name to [H, W].
         source: what the store was made from, kept as attributes.
     Raises:
-        AqnetError: a finished store stands at `path`, or the file system refuses.
+        AqnetError: there is a finished store at `path`, or the file system refuses.
     """
     path = Path(path)
     if path.exists():
@@ -256,7 +257,7 @@ def create(
     if _attributes(writer.partial).get("begun") == begun:
         return writer
     shutil.rmtree(writer.partial, ignore_errors=True)
-    with writing(writer.partial):
+    with writing(writer.partial, _ADVICE):
         group = zarr.open_group(writer.partial, mode="w", zarr_format=3)
         for kind in KINDS:
             if channels[kind]:
@@ -274,21 +275,9 @@ def create(
 
 
 def _attributes(partial: Path) -> dict[str, Any]:
-    """Of an unfinished store; none where there is none or its start was cut."""
+    """Attributes of an unfinished store, {} where there is none or its start was cut."""
     try:
         found: dict[str, Any] = json.loads((partial / "zarr.json").read_text())["attributes"]
     except (OSError, ValueError, KeyError):
         return {}
     return found
-
-
-@contextmanager
-def writing(partial: Path) -> Iterator[None]:
-    """Say in one line that the file system refuses."""
-    try:
-        yield
-    except OSError as error:
-        raise AqnetError(
-            f"{partial}: cannot be written ({error.strerror}); make room, or give another "
-            "data.stores, and start again: what is written is kept"
-        ) from None

@@ -76,8 +76,8 @@ class Regridder:
 def _pieces(
     lat: Floats, lon: Floats, target_lat: Floats, target_lon: Floats
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], float]]:
-    """The cell of the target in which each piece of a source cell lies, that cell, and the share of
-    it that a piece is, some rows of the source at once; cells are counted through."""
+    """The pieces of some rows of the source at once: number of the target cell in which each lies,
+    number of the source cell it is of, and its share of that cell."""
     grid, target = np.stack((lat, continuous(lon))), np.stack((target_lat, continuous(target_lon)))
     down, across = _cuts(grid, target)
     column = (np.arange(lat.shape[1] * across) + 0.5) / across - 0.5

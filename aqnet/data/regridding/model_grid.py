@@ -32,7 +32,8 @@ class ModelGrid:
     """
 
     def __init__(self, config: Config, sources: Sources) -> None:
-        """
+        """Resample `sources` as the config says.
+
         Raises:
             AqnetError: `data.winds` is grid and one of u and v alone is stored.
         """

@@ -59,10 +59,7 @@ class StaticFile:
         if units.canonical_unit(name) is not None:
             unit = data.units.get(name, unit)
             convert = units.conversion(name, unit, origin)
-            for wrong in limits.beyond(self.values, name, convert):
-                place = f"row {wrong.first[0]}, column {wrong.first[1]}"
-                text = limits.described(wrong, name, convert, unit or "", place)
-                raise AqnetError(f"{origin} {text}")
+            limits.refuse(self.values, name, convert, origin, unit)
             self.values = self.values * convert.factor + convert.offset
 
     def on_grid_of(self, lat: Array, lon: Array) -> bool:
@@ -72,7 +69,7 @@ class StaticFile:
         return same_place(self.lat, self.lon, lat, lon)
 
     def regridded(self, lat: Array, lon: Array, counts: bool) -> Array:
-        """The field on another grid; see `regrid.regridded`.
+        """The field on another grid; see `conservative.regridded`.
 
         Raises:
             AqnetError: a .npy of another shape, or no cell of the grid is covered.

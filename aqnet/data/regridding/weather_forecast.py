@@ -119,8 +119,8 @@ class WeatherForecast:
 def _onto(
     lat: Floats, lon: Floats, data: Data, ours: Grid
 ) -> tuple[Cut, Callable[[NDArray[np.float64]], Array], NDArray[np.bool_]]:
-    """From the grid `lat`, `lon` to the stores': which part is taken, how it is put there, and
-    which cells it covers."""
+    """How fields on `lat`, `lon` come to the stores' grid: the part of them that is needed, what
+    regrids it, and which cells it covers."""
     whole, everywhere = (slice(None), slice(None)), np.ones(ours.shape, bool)
     target = ours.lat.numpy(), ours.lon.numpy()
     if same_place(lat, lon, *target):

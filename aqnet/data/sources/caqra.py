@@ -1,9 +1,9 @@
 """CAQRA as distributed: one NetCDF file an hour, `CN-Reanalysis2013010100.nc`, also in daily
 `CN-Reanalysis20130101.tar.gz`. Their names tell the hour, so none is opened to learn it. Other
-archives of NetCDF files (.tar, .zip) are read alike.
+archives of NetCDF files (.tar, .zip) are read in the same way.
 
-A member of an archive is spoken of as a path below the archive, `.../x.tar.gz/y.nc`. Archives are
-read in memory; nothing is ever written beside them.
+A member of an archive is named by a path below the archive, `.../x.tar.gz/y.nc`. Archives are read
+in memory; nothing is ever written beside them.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from aqnet.errors import AqnetError
+from aqnet.files import writing
 
 _HOURLY = re.compile(r"CN-Reanalysis(\d{4})(\d{2})(\d{2})(\d{2})\.nc")
 _ARCHIVES = (".tar.gz", ".tgz", ".tar", ".zip")
@@ -32,10 +33,10 @@ _DAMAGE = (tarfile.TarError, zipfile.BadZipFile, OSError, EOFError, zlib.error)
 
 
 def hour_of(path: Path) -> int | None:
-    """The hour since 1970 that a file's name tells, None where it tells none.
+    """The hour since 1970 in a file's name, None where the name has none.
 
     Raises:
-        AqnetError: the name tells a date that there is not.
+        AqnetError: the date in the name does not exist.
     """
     match = _HOURLY.fullmatch(path.name)
     if match is None:
@@ -71,7 +72,11 @@ def expanded(paths: list[Path], kept: Path | None = None, write: bool = True) ->
         with ThreadPoolExecutor(8) as pool:  # zlib works beside other threads
             known |= zip(new, pool.map(_members, new.values()), strict=True)
         if kept is not None and write:
-            _keep(kept, json.dumps(known))
+            beside = kept.with_name(f"{kept.name}.{uuid.uuid4().hex}")  # several may do so at once
+            with writing(kept):
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                beside.write_text(json.dumps(known), encoding="utf-8")
+                beside.replace(kept)
     members = {path: [path / name for name in known[text]] for text, path in archives.items()}
     return [file for path in paths for file in members.get(path, [path])]
 
@@ -82,16 +87,6 @@ def _kept(path: Path) -> dict[str, list[str]]:
     except (FileNotFoundError, ValueError):  # cut by a power failure: read the archives again
         return {}
     return found
-
-
-def _keep(path: Path, text: str) -> None:
-    beside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")  # several may do so at once
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
-    except OSError as error:
-        raise AqnetError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def _identity(archive: Path) -> str:
@@ -128,9 +123,8 @@ def _members(archive: Path) -> list[str]:
 def _each(archive: Path, read: bool) -> Iterator[tuple[str, bytes]]:
     """Name and content (b"" unless `read`) of each NetCDF member."""
     try:
-        for name, size, regular, content in (
-            _zipped(archive) if _is_zip(archive) else _tarred(archive)
-        ):
+        members = _zipped(archive) if archive.suffix == ".zip" else _tarred(archive)
+        for name, size, regular, content in members:
             _check(archive, name, size, regular)
             if name.endswith(".nc"):
                 yield PurePosixPath(name).name, content() if read else b""
@@ -156,10 +150,6 @@ def _zipped(archive: Path) -> Iterator[_Member]:
             kind = stat.S_IFMT(item.external_attr >> 16)
             regular = kind in (0, stat.S_IFREG, stat.S_IFDIR)
             yield item.filename, item.file_size, regular, partial(packed.read, item)
-
-
-def _is_zip(archive: Path) -> bool:
-    return archive.suffix == ".zip"
 
 
 def _check(archive: Path, name: str, size: int, regular: bool) -> None:

@@ -25,12 +25,21 @@ _NAMES = {
 }
 _ALONG_Y = ("y", "lat", "latitude", "south_north", "rlat", "yc", "ny", "nj", "row", "rows")
 _ALONG_X = ("x", "lon", "longitude", "west_east", "rlon", "xc", "nx", "ni", "column", "columns")
+_LENGTHS = {
+    *("m", "metre", "metres", "meter", "meters"),
+    *("km", "kilometre", "kilometres", "kilometer", "kilometers"),
+}
 _MOST = {"latitude": 90.0, "longitude": 720.0}  # degrees
 
 
 class Cells(NamedTuple):
-    """Rows run along the dimension `y` and columns along `x`; `lat` and `lon` [degrees], float64,
-    have the shape [H, W]; `names` are those of all variables that could be one of them."""
+    """The grid of a file.
+
+    Attributes:
+        y, x: the dimensions along which rows and columns run.
+        lat, lon: degrees, float64, shape [H, W].
+        names: of all variables that may be one of them.
+    """
 
     y: str
     x: str
@@ -93,20 +102,13 @@ def _candidates(file: SourceFile, what: str) -> list[str]:
             f"{file.path}: no coordinate {' or '.join(_NAMES[what][1:3])} in the file; it holds "
             f"{', '.join(sorted(file.names))}"
         )
-    measured = [name for name in listed if not _is_length(file, name)]
-    if not measured:
+    angles = [name for name in listed if (file.unit(name) or "").strip().lower() not in _LENGTHS]
+    if not angles:
         raise AqnetError(
             f"{file.path}: {listed[0]!r} is in {file.unit(listed[0])!r}; expected degrees: add the "
             "latitude and longitude of each cell to the file (2-D where it is projected)"
         )
-    return measured
-
-
-def _is_length(file: SourceFile, name: str) -> bool:
-    return (file.unit(name) or "").strip().lower() in (
-        *("m", "metre", "metres", "meter", "meters"),
-        *("km", "kilometre", "kilometres", "kilometer", "kilometers"),
-    )
+    return angles
 
 
 def _read(file: SourceFile, name: str, what: str) -> Degrees:

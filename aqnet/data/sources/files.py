@@ -83,11 +83,11 @@ class SourceFile:
 
     def meaning(self, what: str) -> list[str]:
         """Variables that their attributes say to be a `latitude`, `longitude`, `X` or `Y`."""
-        told = tuple(
+        variables = tuple(
             (name, *(str(self.attribute(name, key) or "") for key in _MEANING))
             for name in self.names
         )
-        return _meanings(told).get(what, [])
+        return _meanings(variables).get(what, [])
 
     @cached_property
     def cells(self) -> Cells:
@@ -99,10 +99,6 @@ class SourceFile:
         """The time axis; see `times_of`. CAQRA's files tell their hour by their names."""
         hour = caqra.hour_of(self.path)
         return times_of(self) if hour is None else Times((), (), np.array([hour]))
-
-    def values(self, name: str) -> NDArray[Any]:
-        """All of a variable as it lies in the file, NaN where missing."""
-        return self._loaded(name, {})
 
     def layout(self, name: str, timed: bool) -> tuple[tuple[str, ...], dict[str, int]]:
         """The dimensions of a field in the order (times, y, x), and those of size 1 besides.
@@ -147,15 +143,22 @@ class SourceFile:
             inner = int(np.prod([sizes[dim] for dim in dims[1:-2]]))
             first = rows.start // inner
             picks[dims[0]] = slice(first, -(-rows.stop // inner))
-        values = self._loaded(name, picks, dims)
+        values = self.values(name, picks, dims)
         if rows is None:
             return values
         values = values.reshape(-1, *values.shape[-2:])
         return values[rows.start - first * inner : rows.stop - first * inner]
 
-    def _loaded(
-        self, name: str, picks: dict[str, Any], dims: tuple[str, ...] | None = None
+    def values(
+        self, name: str, picks: Mapping[str, Any] | None = None, dims: tuple[str, ...] = ()
     ) -> NDArray[Any]:
+        """All of a variable, or what `picks` takes along dimensions, NaN where missing.
+
+        Args:
+            dims: the order of dimensions, where it shall not be the file's.
+        Raises:
+            AqnetError: the file is damaged.
+        """
         try:
             if name not in self._ready:
                 self._ready[name] = self._decoded(name)
@@ -168,7 +171,7 @@ class SourceFile:
                 f"{self.path}: variable {name!r} cannot be read ({detail}); the file is damaged: "
                 "get it again"
             ) from None
-        if dims is not None and part.dims != dims:
+        if dims and part.dims != dims:
             values = values.transpose([part.dims.index(dim) for dim in dims])
         if values.dtype.kind not in "fiub":
             return values
@@ -179,7 +182,7 @@ class SourceFile:
 
     def _decoded(self, name: str) -> tuple[Any, list[tuple[np.ufunc, float]]]:
         """A variable with fill values, scale and sign applied when it is read, and what xarray
-        leaves to its users: comparisons that find the values which `valid_range` and alike rule
+        leaves to its users: comparisons that find the values which `valid_range` and the like rule
         out."""
         from xarray.conventions import decode_cf_variable
 
@@ -247,13 +250,13 @@ def _beyond(limits: dict[str, Any], raw: Any) -> list[tuple[np.ufunc, float]]:
 
 
 @lru_cache(maxsize=16)  # thousands of files of a source say the same
-def _meanings(told: tuple[tuple[Any, ...], ...]) -> dict[str, list[str]]:
+def _meanings(variables: tuple[tuple[Any, ...], ...]) -> dict[str, list[str]]:
     """cf_xarray's axes and coordinates among variables of these names and attributes; all are
     asked, also those that the file calls no coordinates."""
     import cf_xarray  # noqa: F401 (registers `cf`)
     import xarray
 
-    attributes = {name: dict(zip(_MEANING, rest, strict=True)) for name, *rest in told}
+    attributes = {name: dict(zip(_MEANING, rest, strict=True)) for name, *rest in variables}
     asked = {name: ((), 0, found) for name, found in attributes.items()}
     found = xarray.Dataset(coords=asked).cf
     return {**found.axes, **found.coordinates}

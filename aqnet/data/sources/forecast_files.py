@@ -1,23 +1,19 @@
-"""Forecasts made elsewhere, of air or weather: this project's forecasts.zarr, CAMS and alike."""
+"""Forecasts made elsewhere, of air or weather: this project's forecasts.zarr, CAMS and others."""
 
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from aqnet.config import Config
-from aqnet.config.periods import hour_text
 from aqnet.data.sources import limits, units
-from aqnet.data.sources.cells import Cells
-from aqnet.data.sources.files import SourceFile, open_file
-from aqnet.data.sources.times import Times
+from aqnet.data.sources.files import SourceFile
+from aqnet.data.sources.one_grid import OneGrid
 from aqnet.errors import AqnetError
-from aqnet.grid import same_place
 
 # what global and regional CAMS files call the pollutants, and ECMWF's files the weather: by their
 # NetCDF names, or GRIB's short names
@@ -78,14 +74,15 @@ class ForecastFiles:
         self.names: dict[str, str] = {}
         self.units: dict[str, str] = {}
         self._held: dict[Path, dict[str, str]] = {}  # what each file calls what it holds
-        # axes take as long to find as a field to read
-        self._axes: dict[Path, tuple[Cells, Times]] = {}
+        self._files = OneGrid()
         # rows of files by (input time, lead time), or by (valid time, None)
         self._places: dict[tuple[int, int | None], list[tuple[Path, int]]] = {}
         for file_path in sorted(files):
-            with self._open(file_path) as file:
-                self._check_grid(file)
+            with self._files.open(file_path) as file:
                 self._add(file)
+        self.lat, self.lon = self._files.lat, self._files.lon
+        if min(self.lat.shape) < 2:
+            raise AqnetError(f"{self.path}: a grid of {self.lat.shape}; at least 2 x 2 is needed")
         bases, leads = zip(*self._places, strict=True)
         self.times = np.unique(bases)
         known = {lead for lead in leads if lead is not None}
@@ -99,58 +96,39 @@ class ForecastFiles:
         return int(self.times[row]) if row >= 0 else None
 
     def held(self, time: int, lead: int) -> set[str]:
-        """Which variables are there of an input time and lead time."""
+        """The variables that the files hold for an input time and lead time."""
         places = self._places.get(self._key(time, lead), [])
         return {name for path, _ in places for name in self._held[path]}
 
     def count(self, times: NDArray[np.int64], lead_times: Sequence[int]) -> str:
-        """How many of `times`, at how many of `lead_times`, are there.
+        """A line that says how many of `times` x `lead_times` the files hold.
 
         Raises:
             AqnetError: none at all.
         """
         wanted = [self._key(time, lead) for time in times.tolist() for lead in lead_times]
-        there = sum(key in self._places for key in wanted)
-        if not there:
+        found = sum(key in self._places for key in wanted)
+        if not found:
             first, last = self.times[[0, -1]].astype("datetime64[h]")
             held = "valid times" if self.lead_times is None else f"{self.lead_times} h"
             raise AqnetError(
                 f"{self.path}: has none of the input times and lead times evaluated; it holds "
                 f"{first} to {last}, {held}"
             )
-        return f"{there} of {len(wanted)} input times x lead times"
+        return f"{found} of {len(wanted)} input times x lead times"
 
     def read(self, time: int, lead_times: Sequence[int]) -> NDArray[np.float64]:
         """Fields [K, len(wanted), H, W] in aqnet's units, NaN where the files have none."""
         found = np.full((len(lead_times), len(self.wanted), *self.lat.shape), np.nan)
         for at, lead in enumerate(lead_times):
             for path, row in self._places.get(self._key(time, lead), []):
-                with self._open(path) as file:
+                with self._files.open(path) as file:
                     for name in self._held[path]:
                         found[at, self.wanted.index(name)] = self._field(file, name, row)
         return found
 
-    @contextmanager
-    def _open(self, path: Path) -> Iterator[SourceFile]:
-        with open_file(path) as file:
-            if path in self._axes:
-                file.cells, file.times = self._axes[path]
-            yield file
-
     def _key(self, time: int, lead: int) -> tuple[int, int | None]:
         return (time + lead, None) if self.lead_times is None else (time, lead)
-
-    def _check_grid(self, file: SourceFile) -> None:
-        cells = file.cells
-        if not hasattr(self, "lat"):
-            self.lat, self.lon, self._grid_of = cells.lat, cells.lon, file.path
-            if min(self.lat.shape) < 2:
-                raise AqnetError(
-                    f"{file.path}: a grid of {self.lat.shape}; at least 2 x 2 is needed"
-                )
-        elif not same_place(cells.lat, cells.lon, self.lat, self.lon):
-            raise AqnetError(f"{file.path}: another grid than {self._grid_of}")
-        self._axes[file.path] = cells._replace(lat=self.lat, lon=self.lon), file.times
 
     def _add(self, file: SourceFile) -> None:
         times, held = file.times, self._names_in(file)
@@ -205,12 +183,8 @@ class ForecastFiles:
 
     def _field(self, file: SourceFile, name: str, row: int) -> NDArray[np.float64]:
         convert, inside = self._conversion(file, name), self._held[file.path][name]
-        values = file.read(inside, slice(row, row + 1))[0]
-        values, _ = limits.without_codes(values, self._data.missing_values)
-        for wrong in limits.beyond(values, name, convert, _LOWEST):
-            when = hour_text(file.times.valid[row])
-            place = f"{when}, row {wrong.first[0]}, column {wrong.first[1]}"
-            unit = file.unit(inside) or ""
-            text = limits.described(wrong, name, convert, unit, place)
-            raise AqnetError(f"{file.path}: variable {inside!r} {text}")
-        return np.asarray(values, np.float64) * convert.factor + convert.offset
+        rows = slice(row, row + 1)
+        values, _ = limits.without_codes(file.read(inside, rows), self._data.missing_values)
+        origin, hours = f"{file.path}: variable {inside!r}", file.times.valid[rows]
+        limits.refuse(values, name, convert, origin, file.unit(inside), hours, _LOWEST)
+        return np.asarray(values[0], np.float64) * convert.factor + convert.offset

@@ -111,7 +111,8 @@ def _grib(path: Path) -> tuple[Any, Mapping[Any, Any]]:
 
 
 def _geotiff(path: Path) -> tuple[Any, Mapping[Any, Any]]:
-    """
+    """A GeoTIFF whose rows and columns follow degrees.
+
     Raises:
         AqnetError: it is projected.
     """
@@ -127,7 +128,7 @@ def _geotiff(path: Path) -> tuple[Any, Mapping[Any, Any]]:
 
 
 def _with(module: str, path: Path) -> Any:
-    """The module that reads a kind of file."""
+    """The imported `module`, which reads the file `path`."""
     try:
         return importlib.import_module(module)
     except ImportError:
@@ -137,10 +138,10 @@ def _with(module: str, path: Path) -> Any:
 
 
 def chunks_without_values(path: Path, name: str) -> str | None:
-    """What to say of a Zarr array whose unwritten chunks count as values: its fill value is one.
+    """A note where chunks of a Zarr array were never written but read as values, else None.
 
-    Writers leave out chunks that hold nothing but the fill value, so that such a chunk is no
-    damage; but one that was lost looks alike.
+    That is no damage where a chunk held nothing but the fill value, which writers leave out; but a
+    lost chunk looks the same.
     """
     if not path.is_dir():
         return None

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from aqnet.config.periods import hour_text
 from aqnet.data.sources.units import (
     CONCENTRATION,
     MIXING_RATIO,
@@ -51,7 +52,7 @@ class Beyond(NamedTuple):
 
 
 def limits(name: str, unit: str) -> tuple[float, float]:
-    """Between what a variable lies, in `unit`, aqnet's own or that of mixing ratios."""
+    """Lowest and highest possible value of a variable, in aqnet's unit or as a mixing ratio."""
     return _MIXING_RATIO_LIMITS if unit == MIXING_RATIO else LIMITS.get(name, _ANYTHING)
 
 
@@ -73,7 +74,7 @@ def without_codes(values: NDArray[Any], codes: Sequence[float]) -> tuple[NDArray
 def beyond(
     values: NDArray[Any], name: str, convert: Conversion, lowest: float | None = None
 ) -> list[Beyond]:
-    """What in a block (in the file's unit, NaN = missing) cannot be, the most frequent values.
+    """The most frequent impossible values of a block (in the file's unit, NaN = missing).
 
     `lowest`, in aqnet's unit, takes the place of the lower limit of a concentration.
     """
@@ -99,36 +100,54 @@ def beyond(
     return found
 
 
-def described(found: Beyond, name: str, convert: Conversion, unit: str, place: str) -> str:
-    """What is wrong with a value and what to do about it.
+def refuse(
+    values: NDArray[Any],
+    name: str,
+    convert: Conversion,
+    origin: str,
+    unit: str | None,
+    hours: NDArray[np.int64] | None = None,
+    lowest: float | None = None,
+) -> None:
+    """Refuse a block with values that cannot be; see `beyond`.
 
     Args:
-        unit: of the file; place: of the first, in words.
+        origin: file and variable, for the error; unit: of the values there.
+        hours: since 1970, of the block's first axis; None for a field without a time.
+    Raises:
+        AqnetError: the most frequent of these values, their number, and the place of the first.
     """
-    if np.isinf(found.value):
-        text = f"holds infinite values ({found.number}, the first at {place}); "
-        return text + "mark them as missing in the file"
-    low, high = limits(name, convert.unit)
-    noise = f" (below {low:g} is no packing noise)" if convert.unit == CONCENTRATION else ""
-    return (
-        f"holds {shown(found.value)} {unit} in {found.number:,} values, the first at {place}; "
-        f"possible are {low:,g} to {high:,g} {convert.unit}{noise}. Where it stands for a missing "
-        f"value, set data.missing_values: [{shown(found.value)}]; otherwise correct it in a copy"
-    )
+    for found in beyond(values, name, convert, lowest):
+        *row, y, x = found.first
+        place = f"row {y}, column {x}"
+        if hours is not None:
+            place = f"{hour_text(hours[row[0]])}, {place}"
+        if np.isinf(found.value):
+            raise AqnetError(
+                f"{origin} holds infinite values ({found.number}, the first at {place}); "
+                "mark them as missing in the file"
+            )
+        low, high = limits(name, convert.unit)
+        noise = f" (below {low:g} is no packing noise)" if convert.unit == CONCENTRATION else ""
+        raise AqnetError(
+            f"{origin} holds {shown(found.value)} {unit or ''} in {found.number:,} values, the "
+            f"first at {place}; possible are {low:,g} to {high:,g} {convert.unit}{noise}. Where it "
+            f"stands for a missing value, set data.missing_values: [{shown(found.value)}]; "
+            "otherwise correct it in a copy"
+        )
 
 
 def shown(value: Any) -> str:
-    """A number as short as it can be told in its own precision: 1e20 in float32 is 1e+20."""
-    return (
-        str(np.format_float_positional(value, trim="-"))
-        if 1e-3 <= abs(value) < 1e15
-        else (str(value))
-    )
+    """The shortest text that is this number in its own precision: 1e20 in float32 is 1e+20."""
+    if 1e-3 <= abs(value) < 1e15:
+        return str(np.format_float_positional(value, trim="-"))
+    return str(value)
 
 
 def in_our_unit(name: str, value: float, unit: str | None, origin: str) -> float | None:
-    """A single value in aqnet's unit, which is that of `value` too where `unit` is None; None where
-    there cannot be such a value.
+    """A single value in aqnet's unit, None where it is impossibly high.
+
+    Without a `unit` it is in aqnet's already.
 
     Raises:
         AqnetError: the unit is unknown, or that of a mixing ratio.

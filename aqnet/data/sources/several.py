@@ -21,7 +21,7 @@ from aqnet.errors import AqnetError
 from aqnet.grid import same_place
 
 _BYTES_AT_ONCE = 128e6  # of fields of another entry, before they are regridded
-_AIR = ("temp", "psfc")  # what tells the density of the air
+_AIR = ("temp", "psfc")  # from which the density of the air follows
 COUNTS = ("population",)  # added up where cells are joined, not averaged
 
 
@@ -35,7 +35,8 @@ class Sources:
     """
 
     def __init__(self, views: Sequence[SourceView], data: Data) -> None:
-        """
+        """`views`: of the entries of `data.sources`, in their order.
+
         Raises:
             AqnetError: an entry covers no cell of the first one's grid.
         """
@@ -65,8 +66,8 @@ class Sources:
         return units.canonical_unit(name) or self._home(name)[1].unit(name)
 
     def check_variables(self, names: Sequence[str], rows: slice) -> None:
-        """Refuse files of `rows` that cannot give `names`; see `SourceView.check_variables`. Says
-        how many hours an entry lacks.
+        """Refuse files of `rows` that cannot give `names` (see `SourceView.check_variables`), and
+        print how many hours an entry lacks.
 
         Raises:
             AqnetError: names the file, the variable and what to do.
@@ -105,11 +106,8 @@ class Sources:
             at, (temp, psfc) = wanted.index(name), (block[:, wanted.index(air)] for air in _AIR)
             found = units.concentration(block[:, at], temp, psfc)
             convert = units.Conversion(1.0, 0.0, units.CONCENTRATION)
-            for wrong in limits.beyond(found, name, convert):
-                row, y, x = wrong.first
-                place = f"{hour_text(self.times[rows][row])}, row {y}, column {x}"
-                text = limits.described(wrong, name, convert, convert.unit, place)
-                raise AqnetError(f"{name!r}, from a mixing ratio, {text}")
+            origin = f"{name!r}, from a mixing ratio,"
+            limits.refuse(found, name, convert, origin, convert.unit, self.times[rows])
             block[:, at], zeroed = units.without_noise(found)
             self.noise[name] += zeroed
         return block if len(wanted) == len(names) else block[:, : len(names)].copy()

@@ -118,7 +118,8 @@ def _refuse_unclear(file: SourceFile, valid: str, lead: str) -> None:
 def _first(
     file: SourceFile, candidates: list[str], standard_name: str, known: tuple[str, ...]
 ) -> str | None:
-    """The variable of a meaning: by its name, which is rarely wrong, else by its attributes."""
+    """The variable of a meaning: by its name, which is rarely wrong, else by its attributes; None
+    where there is none."""
     by_name = {name.lower(): name for name in candidates}
     for name in known:
         if name in by_name and file.attribute(by_name[name], "standard_name") in (
@@ -127,8 +128,10 @@ def _first(
             standard_name,
         ):
             return by_name[name]
-    told = [name for name in candidates if file.attribute(name, "standard_name") == standard_name]
-    return told[0] if told else None
+    of_name = (
+        name for name in candidates if file.attribute(name, "standard_name") == standard_name
+    )
+    return next(of_name, None)
 
 
 def _spread(values: Hours, own: tuple[str, ...], dims: tuple[str, ...], shape: object) -> Hours:
@@ -179,9 +182,10 @@ def _lead_hours(file: SourceFile, name: str) -> Hours:
 
 
 def _seconds_of(unit: str) -> int:
-    """
+    """Seconds in a unit of time.
+
     Raises:
-        KeyError: it is no unit of time.
+        KeyError: it is none.
     """
     return _SECONDS[_SHORT.get(unit, _SHORT.get(unit.removesuffix("s"), unit.removesuffix("s")))]
 
@@ -205,19 +209,18 @@ def check_times(file: SourceFile) -> None:
     times, path = file.times.valid, file.path
     if len(times) == 0:
         raise AqnetError(f"{path}: the file holds no time")
-    steps = np.diff(times)
-    if (steps <= 0).any() and file.times.base is not None:
+    wrong = np.flatnonzero(np.diff(times) <= 0)
+    if not wrong.size:
+        return
+    before, hour = (hour_text(times[row]) for row in (wrong[0], wrong[0] + 1))
+    if file.times.base is not None:
         names = " and ".join(repr(name) for name in file.times.names)
-        row = int(np.argmax(steps <= 0)) + 1
-        twice = hour_text(times[row])
         raise AqnetError(
             f"{path}: {names} give several lead times for one valid time, or times out of order "
-            f"({twice}); cut the lead times to those that follow each other once"
+            f"({hour}); cut the lead times to those that follow each other once"
         )
-    for what, wrong in (("duplicated", steps == 0), ("unsorted", steps < 0)):
-        if wrong.any():
-            row = int(np.argmax(wrong)) + 1
-            raise AqnetError(
-                f"{path}: times are {what}: row {row} ({hour_text(times[row])}) follows "
-                f"{hour_text(times[row - 1])}; sort the file and keep each hour once"
-            )
+    what = "duplicated" if hour == before else "unsorted"
+    raise AqnetError(
+        f"{path}: times are {what}: row {wrong[0] + 1} ({hour}) follows {before}; sort the file "
+        "and keep each hour once"
+    )

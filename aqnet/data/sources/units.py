@@ -42,26 +42,19 @@ class Conversion(NamedTuple):
     unit: str
 
 
-_ACCEPTED: Mapping[str, tuple[Conversion, ...]] = {
-    "ug m-3": (Conversion(1.0, 0.0, CONCENTRATION),),
-    "ng m-3": (Conversion(1e-3, 0.0, CONCENTRATION),),
-    "mg m-3": (Conversion(1e3, 0.0, CONCENTRATION),),
-    "g m-3": (Conversion(1e6, 0.0, CONCENTRATION),),
-    "kg m-3": (Conversion(1e9, 0.0, CONCENTRATION),),
-    "m s-1": (Conversion(1.0, 0.0, "m s-1"),),
-    "km h-1": (Conversion(1 / 3.6, 0.0, "m s-1"),),
-    "K": (Conversion(1.0, 0.0, "K"),),
-    "degC": (Conversion(1.0, 273.15, "K"),),
-    "Pa": (Conversion(1.0, 0.0, "Pa"),),
-    "hPa": (Conversion(100.0, 0.0, "Pa"),),
-    "kPa": (Conversion(1000.0, 0.0, "Pa"),),
-    "%": (Conversion(1.0, 0.0, "%"),),
-    "1": (Conversion(100.0, 0.0, "%"), Conversion(1.0, 0.0, "people")),
-    "m": (Conversion(1.0, 0.0, "m"),),
-    "km": (Conversion(1000.0, 0.0, "m"),),
-    "degrees": (Conversion(1.0, 0.0, "degrees"),),
-    "people": (Conversion(1.0, 0.0, "people"),),
+# by aqnet's unit: what it is read from, and the factor to it
+_ACCEPTED: Mapping[str, Mapping[str, float]] = {
+    CONCENTRATION: {"ug m-3": 1.0, "ng m-3": 1e-3, "mg m-3": 1e3, "g m-3": 1e6, "kg m-3": 1e9},
+    "m s-1": {"m s-1": 1.0, "km h-1": 1 / 3.6},
+    "K": {"K": 1.0, "degC": 1.0},
+    "Pa": {"Pa": 1.0, "hPa": 100.0, "kPa": 1000.0},
+    "%": {"%": 1.0, "1": 100.0},
+    "m": {"m": 1.0, "km": 1000.0},
+    "degrees": {"degrees": 1.0},
+    "people": {"people": 1.0, "1": 1.0},
 }
+_OFFSET = {"degC": 273.15}  # in aqnet's unit
+_KNOWN = tuple(dict.fromkeys(spelling for units in _ACCEPTED.values() for spelling in units))
 _ALIASES: Mapping[str, str] = {
     **dict.fromkeys(("celsius", "Celsius", "deg_C", "degree_Celsius", "C", "°C"), "degC"),
     **dict.fromkeys(("kelvin", "Kelvin"), "K"),
@@ -107,19 +100,19 @@ def conversion(name: str, found: str | None, origin: str) -> Conversion:
         return Conversion(1.0, 0.0, found.strip())
     if expected == CONCENTRATION and (factor := _mixing_ratio(name, text)) is not None:
         return Conversion(factor, 0.0, MIXING_RATIO)
-    for candidate in _ACCEPTED.get(text, ()):
-        if expected == candidate.unit:
-            return candidate
-    if text in _ACCEPTED:
+    if text in _ACCEPTED[expected]:
+        return Conversion(_ACCEPTED[expected][text], _OFFSET.get(text, 0.0), expected)
+    if text in _KNOWN:
         raise AqnetError(f"{origin} has units {found!r}; expected {expected!r} or alike; {hint}")
     raise AqnetError(
         f"{origin} has unknown units {found!r}; expected {expected!r} "
-        f"(known: {', '.join(_ACCEPTED)}); {hint}"
+        f"(known: {', '.join(_KNOWN)}); {hint}"
     )
 
 
 def _mixing_ratio(name: str, text: str) -> float | None:
-    """To kg kg-1, None where the unit is no mixing ratio, or one of a mixture by volume."""
+    """The factor to kg kg-1; None where the unit is no mixing ratio, or one by volume of what is no
+    gas."""
     if match := _BY_MASS.fullmatch(text):
         return _PREFIX[match[1]] / _PREFIX[match[2]]
     match = _BY_VOLUME.fullmatch(text)
@@ -130,7 +123,7 @@ def _mixing_ratio(name: str, text: str) -> float | None:
 
 
 def no_density(origin: str) -> AqnetError:
-    """The refusal of a mixing ratio where nothing tells the density of the air."""
+    """The error for a mixing ratio without the temperature and pressure of its air."""
     return AqnetError(
         f"{origin} has units of a mixing ratio, which becomes a concentration only with the "
         "density of the air, from its temperature and surface pressure; name what the files (or "

@@ -1,4 +1,4 @@
-"""Source files (CAQRA, CF NetCDF, AQ_NET2 yearly Zarr and alike) as one view of hourly fields in
+"""Source files (CAQRA, CF NetCDF, AQ_NET2 yearly Zarr and others) as one view of hourly fields in
 aqnet's units."""
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,12 +19,11 @@ from aqnet.config import Data, Source
 from aqnet.config.periods import hour_text
 from aqnet.data.regridding.winds import grid_angle, to_earth
 from aqnet.data.sources import caqra, limits, units
-from aqnet.data.sources.cells import Cells
-from aqnet.data.sources.files import SourceFile, open_file, sizes_and_times
+from aqnet.data.sources.files import SourceFile, sizes_and_times
 from aqnet.data.sources.formats import chunks_without_values
-from aqnet.data.sources.times import Times, check_times
+from aqnet.data.sources.one_grid import OneGrid
+from aqnet.data.sources.times import check_times
 from aqnet.errors import AqnetError
-from aqnet.grid import same_place
 
 Array = NDArray[np.float32]
 
@@ -42,7 +40,7 @@ class Rules:
 
     @classmethod
     def of(cls, data: Data) -> Rules:
-        """Those of a config."""
+        """The rules in a config."""
         return cls(data.units, data.missing_values, data.utc_offset, data.winds)
 
 
@@ -81,16 +79,16 @@ class SourceView:
             raise AqnetError(f"data.sources: no file matches {source.path!r}")
         if len({path.is_dir() for path in paths}) > 1:
             raise AqnetError(f"data.sources: {source.path!r} matches both NetCDF files and stores")
-        self._axes: dict[Path, tuple[Cells, Times]] = {}  # of files whose grid is the first one's
+        self._files = OneGrid()
         self._units: dict[str, str] = {}  # of variables, as the first file gives them
-        self._told: set[str] = set()
+        self._printed: set[str] = set()
         found = []
         for path in caqra.expanded(paths, kept, write):
             hour = caqra.hour_of(path)
             if hour is not None:
                 found.append((np.array([hour]), path))
                 continue
-            with self._open(path) as file:
+            with self._files.open(path) as file:
                 check_times(file)
                 found.append((file.times.valid, path))
         found.sort(key=lambda item: int(item[0][0]))
@@ -98,37 +96,11 @@ class SourceView:
         self._starts = np.cumsum([0, *(len(times) for times, _ in found)])
         self.times = np.concatenate([times for times, _ in found]) - self._rules.utc_offset
         self._check_overlap(found)
-        with self._open(self.files[0]) as file:
+        with self._files.open(self.files[0]) as file:
             self.names = file.names
+        self.lat, self.lon = self._files.lat, self._files.lon
         self._angle = grid_angle(self.lat, self.lon) if self._rules.winds == "grid" else None
         self.noise: Counter[str] = Counter()
-
-    @contextmanager
-    def _open(self, path: Path) -> Iterator[SourceFile]:
-        """A file of this source; the first time, its grid is checked and its axes are kept, which
-        take as long to find as an hour to read."""
-        with open_file(path) as file:
-            if path in self._axes:
-                file.cells, file.times = self._axes[path]
-            else:
-                self._check_grid(file)
-                file.cells = file.cells._replace(lat=self.lat, lon=self.lon)
-                self._axes[path] = file.cells, file.times
-            yield file
-
-    def _check_grid(self, file: SourceFile) -> None:
-        lat, lon = file.cells.lat, file.cells.lon
-        if not hasattr(self, "lat"):
-            self.lat, self.lon, self._grid_of = lat, lon, file.path
-        elif np.array_equal(lat, self.lat) and np.array_equal(lon, self.lon):
-            return
-        elif not same_place(lat, lon, self.lat, self.lon):
-            where = f"{file.path}: the grid differs from that of {self._grid_of}"
-            if lat.shape != self.lat.shape:
-                raise AqnetError(f"{where}: shape {lat.shape}, expected {self.lat.shape}")
-            reversed_ = same_place(lat[::-1], self.lon, self.lat, self.lon)
-            reason = "latitude runs the other way" if reversed_ else "other coordinates"
-            raise AqnetError(f"{where}: {reason}; bring all files to one grid")
 
     def _check_overlap(self, found: list[tuple[NDArray[np.int64], Path]]) -> None:
         for (before, first), (after, second) in itertools.pairwise(found):
@@ -136,7 +108,7 @@ class SourceView:
                 continue
             held = []
             for path in (first, second):
-                with self._open(path) as file:
+                with self._files.open(path) as file:
                     held.append({name for name in file.names if len(file.dims(name)) > 2})
             if all(held) and not held[0] & held[1]:
                 one, other = (", ".join(sorted(names)) for names in held)
@@ -166,23 +138,23 @@ class SourceView:
             AqnetError: names the file, the variable and what to do.
         """
         for path, _ in self.pieces(rows):
-            with self._open(path) as file:
+            with self._files.open(path) as file:
                 self._check_present(file, names)
                 for name in names:
                     inside = self.file_name(name)
                     self._conversion(file, name)
                     _, single = file.layout(inside, timed=True)
                     for dim in set(single) - {"time", "valid_time"}:
-                        self._tell(f"{inside!r}: its only {dim!r} is taken")
+                        self._print_once(f"{inside!r}: its only {dim!r} is taken")
                     if note := chunks_without_values(path, inside):
-                        self._tell(f"{path.name}: {inside!r}: {note}")
+                        self._print_once(f"{path.name}: {inside!r}: {note}")
             if caqra.hour_of(path) is not None:
                 return
 
-    def _tell(self, text: str) -> None:
+    def _print_once(self, text: str) -> None:
         """Print a line, once."""
-        if text not in self._told:
-            self._told.add(text)
+        if text not in self._printed:
+            self._printed.add(text)
             print(f"{self._path}: {text}", flush=True)
 
     def unit(self, name: str) -> str:
@@ -193,7 +165,7 @@ class SourceView:
             AqnetError: the first file lacks it, or its unit is unknown.
         """
         if name not in self._units:
-            with self._open(self.files[0]) as file:
+            with self._files.open(self.files[0]) as file:
                 self._conversion(file, name)
         return self._units[name]
 
@@ -212,7 +184,7 @@ class SourceView:
         done = 0
         for path, piece in self.pieces(rows):
             size = piece.stop - piece.start
-            with self._open(path) as file:
+            with self._files.open(path) as file:
                 for channel, name in enumerate(names):
                     block[done : done + size, channel] = self._field(file, name, piece)
             done += size
@@ -227,7 +199,7 @@ class SourceView:
         Raises:
             AqnetError: the first file lacks it, it depends on time, or its unit is unknown.
         """
-        with self._open(self.files[0]) as file:
+        with self._files.open(self.files[0]) as file:
             return self._field(file, name, None)
 
     def pieces(self, rows: slice) -> Iterator[tuple[Path, slice]]:
@@ -278,14 +250,9 @@ class SourceView:
     def _field(self, file: SourceFile, name: str, rows: slice | None) -> Array:
         convert, inside = self._conversion(file, name), self.file_name(name)
         values, _ = limits.without_codes(file.read(inside, rows), self._rules.missing_values)
-        for wrong in limits.beyond(values, name, convert):
-            *row, y, x = wrong.first
-            place = f"row {y}, column {x}"
-            if rows is not None:
-                place = f"{hour_text(file.times.valid[rows.start + row[0]])}, {place}"
-            unit = self._rules.units.get(name, file.unit(inside)) or ""
-            text = limits.described(wrong, name, convert, unit, place)
-            raise AqnetError(f"{file.path}: variable {inside!r} {text}")
+        unit = self._rules.units.get(name, file.unit(inside))
+        hours = None if rows is None else file.times.valid[rows]
+        limits.refuse(values, name, convert, f"{file.path}: variable {inside!r}", unit, hours)
         if (convert.factor, convert.offset) != (1.0, 0.0):
             values = values * convert.factor + convert.offset
         found: Array = values.astype(np.float32, copy=False)

@@ -129,7 +129,7 @@ def _check_settings(
     config: Config,
     report: Report,
 ) -> None:
-    """What the weights' shapes do not show."""
+    """Refuse a file whose variables or heads differ, which the weights' shapes do not show."""
     data = config.data
     if set(data.variables) != set(VARIABLES) or data.history_hours != (0,):
         raise AqnetError(
@@ -246,7 +246,7 @@ def _check_variant(origin: str, own: dict[str, Tensor], config: Config) -> None:
 
 
 def _fold_height(own: dict[str, Tensor], report: Report) -> None:
-    """One strength per 1000 for `elevation_alpha` per `H_scale`."""
+    """Turn `elevation_alpha` per `H_scale` into one strength per 1000."""
     key, height = "blocks.0.attn.alpha", own.pop("blocks.0.attn.H_scale", None)
     if height is not None:
         own[key] = own[key] * (HEIGHT / height)

@@ -48,7 +48,7 @@ def convert(
     patch_shape: tuple[int, int],
     report: Report,
 ) -> dict[str, Tensor]:
-    """Of the state of the config's model those tensors of which ClimaX has something.
+    """Those tensors of the config's model of which ClimaX has something, by name.
 
     The others are left to the run that starts from it, which may know better first values.
 

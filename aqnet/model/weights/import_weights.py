@@ -78,25 +78,26 @@ def import_weights(
     tree = read_source(source)
     report = Report()
     tensors, settings = _parts(source, tree, report)
-    known_shape = _mask_shape(tensors)
-    shape = shape or config.data.shape or known_shape
-    if known_shape not in (None, shape):
-        raise AqnetError(f"{source}: its china_mask is {known_shape}, --grid or data.shape {shape}")
+    mask = tensors.get("china_mask")
+    known = None if mask is None or mask.ndim != 2 else (mask.shape[0], mask.shape[1])
+    shape = shape or config.data.shape or known
+    if known not in (None, shape):
+        raise AqnetError(f"{source}: its china_mask is {known}, --grid or data.shape {shape}")
     if shape is None:
         raise AqnetError(f"{source}: does not say the grid; give --grid HEIGHTxWIDTH")
     model = blank_model(config, shape)
     first = model.state_dict()
     if _is_climax(tensors):
-        known: dict[str, dict[str, float]] = {}  # not in the file
+        statistics: dict[str, dict[str, float]] = {}  # not in the file
         patches = model.patch_shape
         state = import_climax.convert(str(source), tensors, config, first, patches, report)
     else:
-        known = import_aq_net2.statistics().to_dict()
+        statistics = import_aq_net2.statistics().to_dict()
         state = import_aq_net2.convert(str(source), tensors, settings, config, first, report)
     described = {
         "global_step": 0,
         "config": configs.to_dict(config),
-        "statistics": known,
+        "statistics": statistics,
         "data_checksums": {},
         "imported": {"source": str(source), **report.to_dict()},
     }
@@ -135,7 +136,7 @@ def blank_model(config: Config, shape: tuple[int, int]) -> ClimaX:
 def _parts(
     source: Path, tree: dict[str, Any], report: Report
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(state dict, the hyper-parameters' config); what else there is goes to the report."""
+    """State dict and hyper-parameters' config of a file; the report says what else is dropped."""
     tensors = tree
     if isinstance(tree.get("state_dict"), Mapping):
         tensors = dict(tree["state_dict"])
@@ -158,13 +159,6 @@ def _is_climax(tensors: dict[str, Tensor]) -> bool:
     """Whether the file embeds other than AQ_NET2's variables."""
     tables = [value for key, value in tensors.items() if key.endswith(_VARIABLE_TABLES)]
     return all(table.shape[1:2] != (len(import_aq_net2.VARIABLES),) for table in tables)
-
-
-def _mask_shape(tensors: dict[str, Tensor]) -> tuple[int, int] | None:
-    mask = tensors.get("china_mask")
-    if mask is None or mask.ndim != 2:
-        return None
-    return mask.shape[0], mask.shape[1]
 
 
 def _shape(text: str | None) -> tuple[int, int] | None:

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from aqnet.config import Source
-from aqnet.data.sources import caqra
+from aqnet.data.sources import caqra, one_grid
 from aqnet.data.sources import files as source_files
-from aqnet.data.sources import view as sources
 from aqnet.data.sources.several import open_sources
 from aqnet.data.sources.view import SourceView
 from aqnet.errors import AqnetError
@@ -57,7 +56,7 @@ def test_hourly_files_are_one_time_axis_in_physical_units(tmp_path):
 
 def test_of_many_files_only_those_read_are_opened(tmp_path):
     write_caqra(tmp_path, hours(2013, 40))
-    with mock.patch.object(sources, "open_file", wraps=source_files.open_file) as opened:
+    with mock.patch.object(one_grid, "open_file", wraps=source_files.open_file) as opened:
         found = view(tmp_path / "*.nc")
         found.check_variables(("co",), slice(0, 40))
         assert len({str(call.args[0]) for call in opened.call_args_list}) == 1

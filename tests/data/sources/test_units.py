@@ -111,7 +111,10 @@ def test_values_that_cannot_be_are_found_in_the_files_unit(name, unit, value, lo
     assert limits.beyond(sound, name, convert) == []
     (wrong,) = limits.beyond(np.append(sound, [value, value]).astype(dtype), name, convert)
     assert (wrong.value, wrong.number, wrong.first) == (dtype(value), 2, (4,))
-    text = limits.described(wrong, name, convert, unit, "here")
+    block = np.full((1, 2, 2), value, dtype)
+    with pytest.raises(AqnetError, match=r"^file holds .*4.*1970-01-01 05:00, row 0, ") as caught:
+        limits.refuse(block, name, convert, "file", unit, np.array([5]))
+    text = str(caught.value)
     assert ("infinite" in text) or f"data.missing_values: [{limits.shown(dtype(value))}]" in text
 
 
