@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -72,12 +74,32 @@ def validate(
             calibration.add(found.quantiles, batch)
         errors, cells = loss_sums(values, batch, config)
         squares = torch.where(batch.mask, values - batch.targets, 0.0).square().sum((0, 3, 4))
+        was_finite = bool(totals.isfinite().all())
         totals[:3] += torch.stack([errors, cells.to(errors), squares]).double().cpu()
         totals[3:, :, columns] += _against_persistence(values, batch, channels, columns)
+        if was_finite and not totals.isfinite().all():
+            print(f"warning: {_not_finite(values, batch, config)}", file=sys.stderr, flush=True)
     distributed.sum_(totals)
     if calibration is not None:
         calibration.finish()
     return _scalars(totals, weights.cpu(), data.statistics, config, columns)
+
+
+def _not_finite(values: Tensor, batch: Batch, config: Config) -> str:
+    """What of a batch makes the scores not finite; its first few names of each kind."""
+    pairs = [f"{name} {lead}h" for lead in config.data.lead_times for name in config.data.targets]
+    missing = batch.fields.isnan().all(-1).all(-1)  # of a whole field; of a part it is no fault
+    parts = {
+        "forecasts": (pairs, (batch.mask & ~values.isfinite()).any(-1).any(-1)),
+        "targets": (pairs, (batch.mask & ~batch.targets.isfinite()).any(-1).any(-1)),
+        "inputs": (config.input_variables, missing | batch.fields.isinf().any(-1).any(-1)),
+    }
+    texts = []
+    for kind, (names, bad) in parts.items():
+        found = [names[at] for at in bad.any(0).flatten().nonzero().flatten().tolist()]
+        texts.append(f"{len(found)} of {len(names)} {kind} ({', '.join(found[:8])})")
+    times = ", ".join(f"{np.datetime64(hour, 'h')}" for hour in batch.time.tolist())
+    return f"validation is not finite, first at {times}: not finite were {', '.join(texts)}"
 
 
 def _persistent(config: Config) -> list[str]:

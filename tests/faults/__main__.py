@@ -32,6 +32,7 @@ BEGIN, END = "<!-- cases: written by python -m tests.faults -->", "<!-- end of c
 TESTS = (
     ("a rank, the launcher or the holder of the store stops or dies", "frozen", "starting"),
     ("NaN, infinities, empty batches, a rate far too high", "numbers"),
+    ("SIGTERM, SIGSTOP, kills of an evaluation, two into one folder", "interrupted"),
     ("malicious pickles, archives, names; listeners", "security"),
     ("checkpoints mistyped or larger than they are", "damaged_checkpoints"),
 )

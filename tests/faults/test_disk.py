@@ -13,7 +13,6 @@ import yaml
 import evaluate
 import train
 from aqnet.data.prepare import run as prepare
-from tests.conftest import run
 from tests.faults import disk
 from tests.faults.configs import command
 
@@ -28,16 +27,6 @@ def place(tmp_path: Path) -> Iterator[Path]:
             yield folder
     except PermissionError as error:
         pytest.skip(str(error))
-
-
-@pytest.fixture(scope="module")
-def trained(tiny: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("trained")
-    path = folder / "config.yaml"
-    length = {**tiny["train"], "decay_steps": 4}  # the schedule must not hang on max_steps
-    path.write_text(yaml.safe_dump({**tiny, "run_dir": str(folder / "run"), "train": length}))
-    run("train.py", "--config", str(path))
-    return folder
 
 
 def sizes(most: int) -> list[int]:

@@ -83,3 +83,16 @@ def test_a_stop_abandons_it_and_nothing_to_validate_is_refused():
     empty = BATCHES[0]._replace(mask=torch.zeros_like(BATCHES[0].mask))
     with pytest.raises(AqnetError, match="no target has a value"):
         validated([empty])
+
+
+def test_a_validation_that_is_not_finite_names_what_was_not(capsys: pytest.CaptureFixture[str]):
+    fields, targets = BATCHES[1].fields.clone(), BATCHES[1].targets.clone()
+    fields[0, 2, 0, 0] = math.inf
+    targets[1, 1, 0] = math.nan
+    found = validated([BATCHES[0], BATCHES[1]._replace(fields=fields, targets=targets)])
+    assert found is not None and math.isnan(found["validation/loss"])
+    assert capsys.readouterr().err.splitlines() == [
+        "warning: validation is not finite, first at 1970-01-01T00, 1970-01-01T01: not finite were "
+        f"0 of 4 forecasts (), 1 of 4 targets ({TARGETS[0]} {LEADS[1]}h), "
+        f"1 of 3 inputs ({CONFIG.input_variables[2]})"
+    ]
