@@ -25,7 +25,7 @@ def train(config: Path, run_dir: Path, processes: int, kills: int, *overrides: s
         [sys.executable, "-m", "tests.kills", *map(str, arguments), *options],
         cwd=REPOSITORY,
         check=True,
-        timeout=900,
+        timeout=900 + 60 * kills,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     return [json.loads(line) for line in log.read_text().splitlines()] if kills else []

@@ -31,7 +31,7 @@ def place(tmp_path: Path) -> Iterator[Path]:
 
 def sizes(most: int) -> list[int]:
     """From nothing to more than enough, evenly in their logarithm."""
-    return [0, *(int(4096 * (most / 4096) ** (at / (NUMBER - 1))) for at in range(NUMBER))]
+    return [0, *(int(4096 * (most / 4096) ** (at / max(1, NUMBER - 1))) for at in range(NUMBER))]
 
 
 def test_training_on_a_full_disk_is_one_line_and_goes_on_with_room(trained: Path, place: Path):
