@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from aqnet.config.periods import hour_text
 from aqnet.evaluation import metrics
 from aqnet.evaluation.baselines import SIMPLE
 from aqnet.evaluation.histograms import Records
-from aqnet.evaluation.report import air_paths, maps, page
+from aqnet.evaluation.report import air_paths, maps, names, page
 from aqnet.evaluation.report.example_forecast import Example
 from aqnet.evaluation.report.page import Picture, Rows
 from aqnet.files import write_beside
@@ -59,14 +59,16 @@ def draw_all(
     folder.mkdir(parents=True, exist_ok=True)
     made = []
 
-    def keep(name: str, title: str, caption: str, figure: Figure) -> None:
+    def keep(
+        name: str, title: str, caption: str, figure: Figure, section: page.Section = "other"
+    ) -> None:
         path = folder / f"{name}.png"
         save(figure, path, page.given(weather))
-        made.append(Picture(path, page.titled(title, weather), caption))
+        made.append(Picture(path, page.with_weather(title, weather), caption, section))
 
     caption = (
-        "Skill against the best of the simple forecasts, 1 - MSE / MSE, with 95 % intervals; "
-        f"dashed: against persistence. Values below {LOWEST_SKILL:.0f} lie off the panel."
+        "Skill is 1 - MSE / MSE of the best of the simple forecasts, with its 95 % interval, or of "
+        f"persistence. Values below {LOWEST_SKILL:.0f} lie off the panel."
     )
     keep("skill", "Skill against lead time", caption, skill(table))
     chart = maps.Chart(grid)
@@ -78,19 +80,22 @@ def draw_all(
     what += "; thin lines: terrain every 1,000 m." if grid.elevation is not None else "."
     for target, name in enumerate(data.targets):
         figure = maps.draw(chart, shown, target, config, units[name])
-        keep(f"map_{name}", f"Maps of {name}", what, figure)
+        keep(f"map_{name}", f"Maps of {names.in_html(name)}", what, figure)
     if origin is not None:
         name = data.targets[origin.target]
         figure = air_paths.draw(chart, origin, config, units[name])
         keep("air_paths", "Where the air comes from", air_paths.caption(chart, origin), figure)
+    known = [name for name in data.targets if name in metrics.EVENT_THRESHOLDS]
+    events = [name for name in known if records.exceeded[:, data.targets.index(name)].any()]
     caption = (
         "Share of pairs whose truth reached the event threshold (dotted), by what was forecast. A "
         f"perfect forecast jumps from 0 to 1 there. Bins of at least {FEWEST_PAIRS} pairs."
     )
-    if set(data.targets) & set(metrics.EVENT_THRESHOLDS):
-        keep(
-            "reliability", "Reliability of exceedance", caption, reliability(records, config, units)
-        )
+    if never := [names.plain(name) for name in known if name not in events]:
+        caption += f" Never reached: {', '.join(never)}."
+    if events:
+        figure = reliability(records, config, units, events)
+        keep("reliability", "Reliability of exceedance", caption, figure)
     caption = (
         "Number of pairs by forecast and truth, darker is more (logarithmic, one scale a row). The "
         f"lowest and highest {LEFT_OUT:.2%} of values lie off the panel."
@@ -105,7 +110,7 @@ def draw_all(
     keep("worst_week", "Worst week of each pollutant", caption, figure)
     if any("train/loss" in record for record in history):
         caption = "Loss by optimizer step: mean squared error of normalised targets."
-        keep("training", "Training curve", caption, training(history))
+        keep("training", "Training curve", caption, training(history), "training")
     return made
 
 
@@ -141,8 +146,11 @@ def skill(table: Rows) -> Figure:
             look = {"color": COLOURS[number % 6], "marker": MARKERS[number % 6], "markersize": 4}
             value, low, high = (_column(rows, f"skill_best_simple{end}") for end in _LIMITS)
             below, above = np.maximum(value - low, 0.0), np.maximum(high - value, 0.0)
-            axes.errorbar(at, value, [below, above], capsize=3, label=model, **look)
-            axes.plot(at, _column(rows, "skill_persistence"), linestyle="--", alpha=0.6, **look)
+            axes.errorbar(
+                at, value, [below, above], capsize=3, **look, label=f"{model} against best simple"
+            )
+            look |= {"linestyle": "--", "alpha": 0.6, "label": f"{model} against persistence"}
+            axes.plot(at, _column(rows, "skill_persistence"), **look)
         axes.set_xticks(range(len(leads)), [f"{lead} h" for lead in leads])
         axes.set_ylabel("skill")
         if axes.get_ylim()[0] < LOWEST_SKILL:
@@ -154,10 +162,11 @@ def skill(table: Rows) -> Figure:
 _LIMITS = ("", "_low", "_high")
 
 
-def reliability(records: Records, config: Config, units: dict[str, str]) -> Figure:
-    """How often the truth reached the event threshold, by the forecast value."""
-    names = [name for name in config.data.targets if name in metrics.EVENT_THRESHOLDS]
-    figure, panels = _panels(names)
+def reliability(
+    records: Records, config: Config, units: dict[str, str], events: Sequence[str]
+) -> Figure:
+    """How often the truth of each target of `events` reached its threshold, by the forecast."""
+    figure, panels = _panels(events)
     for name, axes in panels.items():
         target = config.data.targets.index(name)
         edges = records.edges()[target]
@@ -172,10 +181,8 @@ def reliability(records: Records, config: Config, units: dict[str, str]) -> Figu
         axes.axvline(metrics.EVENT_THRESHOLDS[name], color="black", linestyle=":")
         _logarithmic(axes, "x")
         axes.set_ylim(-0.03, 1.03)
-        axes.set_xlabel(f"forecast [{maps.unit_text(units[name])}]")
+        axes.set_xlabel(f"forecast [{names.unit(units[name])}]")
         axes.set_ylabel("share that reached it")
-        if not records.exceeded[:, target].any():
-            axes.text(0.5, 0.5, "never reached", transform=axes.transAxes, ha="center")
     _legend(figure, panels)
     return figure
 
@@ -204,8 +211,8 @@ def density(records: Records, config: Config, units: dict[str, str]) -> Figure:
             _logarithmic(axes, "xy", ticks)
             axes.set(xlim=ends, ylim=ends, box_aspect=1)
             axes.tick_params(labelsize=7)
-            axes.set_title(f"{maps.label(name)} +{lead} h", fontsize=8)
-            axes.set_xlabel(f"truth [{maps.unit_text(units[name])}]", fontsize=7)
+            axes.set_title(f"{names.in_picture(name)} +{lead} h", fontsize=8)
+            axes.set_xlabel(f"truth [{names.unit(units[name])}]", fontsize=7)
         grid[target][0].set_ylabel("forecast", fontsize=7)
         figure.colorbar(image, ax=list(grid[target]), shrink=0.8, label="pairs")
     return figure
@@ -232,7 +239,7 @@ def worst_week(
         for kind, values, colour in lines:
             mean = values[week] / weight[week, 0] + records.mean[target]
             axes.plot(when, mean, label=kind, color=colour, marker=".", markersize=3, linewidth=1)
-        axes.set_ylabel(f"[{maps.unit_text(units[name])}]")
+        axes.set_ylabel(f"[{names.unit(units[name])}]")
         axes.xaxis.set_major_locator(dates.DayLocator(interval=2))
         axes.xaxis.set_major_formatter(dates.ConciseDateFormatter(axes.xaxis.get_major_locator()))
     _legend(figure, panels)
@@ -277,18 +284,18 @@ def _best_simple(table: Rows, name: str, lead: int) -> str | None:
     return rows[0]["best_simple"] if rows else None
 
 
-def _panels(names: Iterable[str]) -> tuple[Figure, dict[str, Any]]:
-    """A figure with a titled panel per name, three in a row."""
-    names = list(names)
-    columns = min(3, len(names))
-    rows = -(-len(names) // columns)
+def _panels(targets: Iterable[str]) -> tuple[Figure, dict[str, Any]]:
+    """A figure with a titled panel per target, three in a row."""
+    targets = list(targets)
+    columns = min(3, len(targets))
+    rows = -(-len(targets) // columns)
     figure = Figure(figsize=(3.6 * columns, 2.7 * rows + 0.4), layout="constrained")
     flat = figure.subplots(rows, columns, squeeze=False).ravel()
-    for spare in flat[len(names) :]:
+    for spare in flat[len(targets) :]:
         spare.remove()
-    panels = dict(zip(names, flat, strict=False))
+    panels = dict(zip(targets, flat, strict=False))
     for name, axes in panels.items():
-        axes.set_title(maps.label(name), fontsize=9)
+        axes.set_title(names.in_picture(name), fontsize=9)
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.3)
     return figure, panels
@@ -306,7 +313,9 @@ def _logarithmic(axes: Any, which: str, ticks: tuple[float, ...] = (1.0, 2.0, 5.
 
 def _legend(figure: Figure, panels: dict[str, Any]) -> None:
     handles, labels = next(iter(panels.values())).get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8)
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=min(4, len(labels)), fontsize=8
+    )
 
 
 def _distinct(rows: Rows, key: str) -> list[Any]:

@@ -121,7 +121,7 @@ def write(
         origin = air_paths.of(scorer, worst)
         drawn = pictures.draw_all(output / "pictures", *what, typical, origin, history, weather)
     settings = configs.to_dict(scorer.config)
-    report.write(output, known, rows, settings, drawn, odds_section.html(rows, promises))
+    report.write(output, known, rows, settings, drawn, odds_section.html(rows))
     if weather is not None:
         print(f"aqnet {report.given(weather)}:", flush=True)
     print(table.skill_table(rows), flush=True)

@@ -198,6 +198,24 @@ def test_interval_that_rounding_puts_beside_its_value_is_drawn():
     assert pictures.skill([{**row("aqnet", "o3", 5.0), **limits}]).axes
 
 
+def test_legend_of_the_skill_picture_names_both_lines_of_a_model():
+    limits = dict.fromkeys(("skill_best_simple_low", "skill_best_simple_high"), 0.1)
+    table = [{**row("aqnet", "o3", 5.0), **limits, "skill_persistence": 0.2}]
+    (legend,) = pictures.skill(table).legends
+    texts = [text.get_text() for text in legend.get_texts()]
+    assert sorted(texts) == ["aqnet against best simple", "aqnet against persistence"]
+
+
+def test_reliability_has_a_panel_per_pollutant_that_reached_its_threshold(tmp_path: Path):
+    records = Records(config(tmp_path), np.array(MEAN), np.array([160.0, 75.0]))
+    truth = np.full((2, 2, 500), 80.0)  # of o3, below its threshold; of pm25, above it
+    records.count(truth, truth, np.ones(truth.shape, dtype=bool))
+    units = dict.fromkeys(("o3", "pm25"), "ug m-3")
+    figure = pictures.reliability(records, config(tmp_path), units, ["pm25"])
+    assert [axes.get_title() for axes in figure.axes] == ["PM$_{2.5}$"]
+    assert figure.axes[0].get_xlabel() == "forecast [µg m⁻³]"
+
+
 def test_training_history_does_without_a_line_that_is_cut(tmp_path: Path):
     path = tmp_path / "metrics.jsonl"
     assert results.training_history(path) == []
