@@ -59,7 +59,7 @@ def of(scorer: Scorer, example: Example) -> Origin | None:
     if air is None or observed.wind is None:
         return None
     target = target_of(scorer.config)
-    cell = scorer.baselines.climatology.highest(target)
+    cell = int(scorer.baselines.climatology.mean(target).argmax())
     row, column = np.argwhere(scorer.cells)[cell].tolist()
     paths = air.paths(observed.wind, row, column)
     moved = air.moved(observed.targets, observed.wind)[:, target, cell]

@@ -47,6 +47,12 @@ img { max-width: 100%; height: auto; }
   img { max-height: 22cm; }
 }
 """
+_AT_A_PLACE = (
+    "<h2>At a place</h2><p>Forecast and truth in single cells, in two weeks: the seven days of "
+    "largest mean squared error of the first pollutant over the domain, and seven of median error, "
+    "found among the input times that were scored. Every third hour of them (or the step of the "
+    "data, where that is longer) was forecast for these pictures, scored or not.</p>"
+)
 _SECTIONS = {"data": "Data", "model": "Model", "train": "Training"}  # of the config
 
 
@@ -110,7 +116,7 @@ def write(
         *(_errors(name, whole, weather) for name in pollutants),
         odds,
         drawn("odds"),
-        drawn("place") and f'<h2>At a place</h2><div class="pair">{drawn("place")}</div>',
+        drawn("place") and f'{_AT_A_PLACE}<div class="pair">{drawn("place")}</div>',
         drawn("other") and f"<h2>Pictures</h2>{drawn('other')}",
         "<h2>Seasons, regions and sudden changes</h2><p>By how much aqnet's RMSE differs from that "
         "of the best simple forecast of that part; below 0 is better.</p>",
