@@ -179,11 +179,11 @@ def training(history: Rows) -> Figure:
 
 
 def _panels(targets: Iterable[str]) -> tuple[Figure, dict[str, Any]]:
-    """A figure with a titled panel per target, three in a row."""
+    """A figure with a titled panel per target, two in a row, so that a phone shows it well."""
     targets = list(targets)
-    columns = min(3, len(targets))
+    columns = min(2, len(targets))
     rows = -(-len(targets) // columns)
-    figure = Figure(figsize=(3.6 * columns, 2.7 * rows + 0.4), layout="constrained")
+    figure = Figure(figsize=(3.4 * columns, 2.4 * rows + 0.4), layout="constrained")
     flat = figure.subplots(rows, columns, squeeze=False).ravel()
     for spare in flat[len(targets) :]:
         spare.remove()

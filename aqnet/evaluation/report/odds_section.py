@@ -77,7 +77,7 @@ def _scores(pollutant: str, whole: Rows) -> str:
         )
         lines.append(("its width", [_number(row[f"width_{name}"]) for row in ours]))
     lines.append(("Brier score", [_number(row["brier"], 4) for row in ours]))
-    title = "skill of Brier against climatology"
+    title = "its skill against climatology"
     lines.append((title, [_skill(row, "brier_skill_climatology") for row in ours]))
     known = [(name, cells) for name, cells in lines if any(cell != "-" for cell in cells)]
     cells = [(name, [f"<td>{cell}</td>" for cell in row]) for name, row in known]
