@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from aqnet import distributed, errors
 from aqnet.batch import Batch, Forecast, Statistics
@@ -35,7 +36,7 @@ from aqnet.errors import AqnetError, at_least
 from aqnet.evaluation import baselines, checkpoint_forecast, run, stations
 from aqnet.evaluation.baselines import distributions
 from aqnet.evaluation.forecasts import zarr_files as forecasts
-from aqnet.evaluation.report import example_forecast, page, results
+from aqnet.evaluation.report import example_forecast, page, places, results
 from aqnet.evaluation.studies import compare
 from aqnet.grid import Grid
 from aqnet.model.climax import ClimaX
@@ -268,18 +269,20 @@ def score(
     forecast: Callable[[Batch], Forecast],
 ) -> None:
     """Score the model, the simple forecasts and others over the same samples; all ranks call."""
-    output, everything = Path(options.output), len(dataset)
-    dataset = dataset.at(run.drawn(dataset.times, options.max_samples, options.seed))
+    output, everything = Path(options.output), dataset.times
+    dataset = dataset.at(run.drawn(everything, options.max_samples, options.seed))
+    named = distributed.on_main(partial(places.named, trained.config, dataset.grid))
     directory = RunDirectory(output)  # results of two evaluations would mix
     directory.claim()
     directory.end_on_sigterm()
     try:
-        say(f"{trained.loaded.path}: {options.split}: {len(dataset)} of {everything} input times")
+        number = f"{len(dataset)} of {len(everything)}"
+        say(f"{trained.loaded.path}: {options.split}: {number} input times")
         if isinstance(dataset.reader.weather, WeatherForecast):
             say(distributed.on_main(partial(dataset.reader.weather.report, dataset.times)))
         scorer = scorer_of(options, trained, stores, dataset)
         with results.beside(output) if distributed.is_main() else nullcontext(output) as place:
-            write_scores(options, trained, dataset, scorer, forecast, place)
+            write_scores(options, trained, dataset, scorer, forecast, place, everything, named)
     finally:
         directory.release()
 
@@ -291,8 +294,11 @@ def write_scores(
     scorer: run.Scorer,
     forecast: Callable[[Batch], Forecast],
     place: Path,
+    everything: NDArray[np.int64],
+    named: list[places.Place],
 ) -> None:
-    """Score the samples, write the results to rank 0's folder `place`, and publish them."""
+    """Score the samples, write the results to rank 0's folder `place`, and publish them; pictures
+    may show any of the split's input times, `everything`, and places `named` in the config."""
     loaded, config, statistics = trained
     place, reader = distributed.broadcast_object(place), dataset.reader
     layout, saved = reader.layout, place / "forecasts.zarr"
@@ -312,13 +318,23 @@ def write_scores(
     if keep is not None:
         forecasts.commit(saved)
 
-    def shown(time: int) -> example_forecast.Example:
-        batch = collate([reader.item(time)])
-        return example_forecast.of(batch, forecast(batch), statistics, config, reader.wind)
+    def make(hours: Sequence[int]) -> Iterator[tuple[Batch, Forecast]]:
+        for first in range(0, len(hours), options.micro_batch):
+            batch = collate([reader.item(hour) for hour in hours[first:][: options.micro_batch]])
+            yield batch, forecast(batch)
 
-    draw = results.can_draw(not options.no_pictures)
+    def example(hour: int) -> example_forecast.Example:
+        (made,) = make([hour])
+        return example_forecast.of(*made, statistics, config, reader.wind)
+
+    def series(hours: NDArray[np.int64], lead: int, chosen: list[places.Place]) -> places.Series:
+        return places.series(hours, lead, everything, chosen, config, statistics, make)
+
+    drawing = None
+    if results.can_draw(not options.no_pictures):
+        drawing = results.Drawing(example, everything, named, series)
     about = samples_scored(options, config)
-    results.write(place, loaded, scorer, layout.units, about, shown if draw else None)
+    results.write(place, loaded, scorer, layout.units, about, drawing)
     results.publish(place, Path(options.output))
 
 

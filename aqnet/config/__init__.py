@@ -8,6 +8,7 @@ from aqnet.config.keys import (
     Data,
     Model,
     Plan,
+    Report,
     Source,
     Split,
     Terrain,

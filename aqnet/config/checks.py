@@ -10,7 +10,7 @@ from operator import attrgetter
 from typing import Any
 
 from aqnet.config import periods
-from aqnet.config.keys import STATIC_VARIABLES, Config, Data, Model
+from aqnet.config.keys import STATIC_VARIABLES, Config, Data, Model, Report
 from aqnet.config.reading import flattened, to_dict
 from aqnet.errors import AqnetError
 
@@ -18,7 +18,7 @@ from aqnet.errors import AqnetError
 def problems(config: Config) -> Iterator[str]:
     """What is wrong with a config, each a sentence that begins with the key."""
     parts = (_wrong_numbers(config), _wrong_data(config.data), _wrong_model(config))
-    return itertools.chain(*parts, _wrong_training(config))
+    return itertools.chain(*parts, _wrong_training(config), _wrong_places(config.report))
 
 
 _MAY_BE_ZERO = re.compile(
@@ -60,7 +60,7 @@ def _wrong_numbers(config: Config) -> Iterator[str]:
     """Every number is positive, save those that may be 0 or anything, or have rules of their
     own."""
     for key, value in flattened(to_dict(config)).items():
-        if key in _FREE:
+        if key in _FREE or key.startswith("report.places."):
             continue
         for number in value if isinstance(value, list) else [value]:
             if type(number) not in (int, float):
@@ -240,3 +240,12 @@ def _wrong_training(config: Config) -> Iterator[str]:
     for hours in train.lead_time_weights:
         if hours not in map(str, config.data.lead_times):
             yield f"train.lead_time_weights.{hours} is no lead time"
+
+
+def _wrong_places(report: Report) -> Iterator[str]:
+    for name, (lat, lon) in report.places.items():
+        if not (-90 <= lat <= 90 and -180 <= lon <= 360):
+            yield (
+                f"report.places.{name} is [{lat:g}, {lon:g}]; expected latitude and longitude in "
+                "degrees, such as [39.9, 116.4]"
+            )

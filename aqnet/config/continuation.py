@@ -12,7 +12,7 @@ _MAY_CHANGE = re.compile(
     r"run_dir|data\.(stores|sources.*|static_files.*|mask_file|units.*)"
     r"|train\.(micro_batch|max_steps|max_epochs|max_hours|patience|checkpoint_every|keep_best"
     r"|checksum_every|timeout_seconds|workers|log_every|max_bad_steps|evaluate_after_training"
-    r"|init_from|init_statistics)|validation\.(every|micro_batch|maps)|plan\..*"
+    r"|init_from|init_statistics)|validation\.(every|micro_batch|maps)|plan\..*|report\..*"
 )
 
 

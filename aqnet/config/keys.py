@@ -169,6 +169,14 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Report:
+    """What evaluate.py's report shows besides: `places` are names with latitude and longitude of
+    the cells whose forecasts it draws; where none is given, the five cells of highest mean."""
+
+    places: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Config:
     """One experiment."""
 
@@ -179,6 +187,7 @@ class Config:
     train: Train = Train()
     validation: Validation = Validation()
     plan: Plan = Plan()
+    report: Report = Report()
 
     @property
     def input_channels(self) -> tuple[Channel, ...]:

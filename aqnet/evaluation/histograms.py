@@ -76,6 +76,12 @@ class Records:
         score = np.where(known, relative, 0.0).sum((1, 2)) / np.maximum(known.sum((1, 2)), 1)
         return int(times[np.argsort(score, kind="stable")[len(times) // 2]])
 
+    def errors_of(self, lead: int, target: int) -> tuple[NDArray[np.int64], Values, Values]:
+        """Input times, with the sums of weights and of squared errors of the first forecast."""
+        times = np.array(sorted(self.series))
+        rows = np.stack([self.series[time][0, lead, target] for time in times])
+        return times, rows[:, 0], rows[:, 3]
+
     def worst_time(self, target: int) -> int:
         """The input time of largest mean squared error of the first forecast of a target, over all
         lead times; times with less than half of the most pairs do not count."""

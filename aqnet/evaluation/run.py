@@ -20,6 +20,7 @@ from aqnet.errors import AqnetError
 from aqnet.evaluation import metrics
 from aqnet.evaluation.baselines import Baselines, Observed, month_of
 from aqnet.evaluation.baselines.distributions import Distributions
+from aqnet.evaluation.cell_errors import CellErrors
 from aqnet.evaluation.forecasts.zarr_files import ExternalForecast
 from aqnet.evaluation.histograms import Records
 from aqnet.evaluation.odds import OddsScores
@@ -92,6 +93,8 @@ class Scorer:
         self.totals = np.zeros(
             (len(self.forecasts), k, t, len(self.regions), len(self.subsets), len(metrics.SUMS))
         )
+        # of the forecasts that have a value wherever any has
+        self.cell_errors = CellErrors(self.own, k, self.std, int(self.cells.sum()))
         self.stations: StationScores | None = None
         if observations is not None:
             about = config, self.mean, self.thresholds, self.forecasts, self.own
@@ -148,6 +151,8 @@ class Scorer:
         own = {"aqnet": model, **self.baselines.forecasts(time, self.observed(time))}
         complete = valid & np.all([np.isfinite(part) for part in own.values()], axis=0)
         self.records.count(model, truth, complete)
+        for number, values in enumerate(own.values()):
+            self.cell_errors.count(number, values, truth, complete)
         climate = np.nan_to_num(own["climatology"])
         subsets = np.stack([np.ones_like(complete[:, 0]), self._sudden(truth, own["persistence"])])
         fixed = truth, climate, self.mean, self.thresholds, self.area
@@ -168,6 +173,14 @@ class Scorer:
         if self.odds is not None and quantiles is not None:
             odds = self.odds.of(time, quantiles, own, complete, truth, subsets)
         return Item(time, int(valid.sum() - complete.sum()), np.stack(sums), at_stations, odds)
+
+    def skill_by_cell(self) -> Values:
+        """The model's skill in each cell against the simple forecast that is best over the whole
+        domain, shape [K, T, H, W], NaN outside; rank 0 alone has all that it needs."""
+        errors = self.totals[1 : self.own, :, :, 0, 0, metrics.SUMS.index("ee")]
+        skill = np.full((*errors.shape[1:], *self.cells.shape), np.nan)
+        skill[..., self.cells] = self.cell_errors.skill(1 + errors.argmin(axis=0))
+        return skill
 
     def _sudden(self, truth: Values, present: Values) -> Flags:
         """Cells [K, N] whose PM2.5 is high and has changed since the input time."""
@@ -211,6 +224,7 @@ def score_all(
                 scorer.add(item)
             progress(scorer.samples)
     scorer.records.gather()
+    scorer.cell_errors.gather()
 
 
 class Progress:

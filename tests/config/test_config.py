@@ -68,6 +68,8 @@ def test_shipped_configs_load_and_round_trip(shipped: Path, tmp_path: Path):
         ("data.units.c0=mg m-3", ["data.units.c0", "data.variables"]),
         ("data.static_files.lat2d=x", ["data.static_files.lat2d", "elevation"]),
         ("plan.grid=[0, 256]", ["plan.grid", "positive"]),
+        ("report.places={Beijing: [116.4, 39.9]}", ["report.places.Beijing", "latitude and long"]),
+        ("report.places={Beijing: [39.9]}", ["report.places.Beijing", "expected 2 values"]),
         ("model.regions=[4, -1]", ["model.regions", "positive", "-1"]),
         ("validation.micro_batch=0", ["validation.micro_batch", "positive"]),
         ("validation.max_items=-3", ["validation.max_items", "positive"]),
@@ -309,6 +311,7 @@ def test_accumulation_divides_or_names_the_nearest(path: Path):
 def test_continuation_allows_run_length_and_paths_only(path: Path):
     old = configs.to_dict(configs.load(path))
     allowed = ["train.max_steps=20", "run_dir=x", "data.stores=y", "train.micro_batch=2"]
+    allowed.append("report.places={Rio: [-22.9, -43.2]}")
     new = configs.to_dict(configs.load(path, allowed))
     assert configs.changes_forbidden_on_continuation(old, new) == []
     new = configs.to_dict(configs.load(path, ["seed=1", "model.depth=2", "train.workers=0"]))

@@ -129,8 +129,9 @@ def test_reliability_promises_what_was_forecast(scorer: run.Scorer):
     assert sum(row["share_of_forecasts"] for row in events) == pytest.approx(len(TARGETS) * 2)
     levels = [row["promised"] for row in rows if row["kind"] == "quantile"]
     assert set(levels) == set(LEVELS)
-    page = odds_section.html(table.rows(scorer, UNITS), table.reliability(scorer))
-    assert "<h2>Odds</h2>" in page and "pm25" in page
+    page = odds_section.html(table.rows(scorer, UNITS))
+    assert "<h2>Odds</h2>" in page and "PM<sub>2.5</sub>" in page
+    assert "<td>90 % interval holds</td>" in page and "Brier score" in page
     said = odds_section.line(table.rows(scorer, UNITS))
     assert said.startswith("odds: the 90 % interval holds ") and "CRPS is" in said
 

@@ -227,3 +227,17 @@ def test_draw_is_ascending_and_shared_by_models_with_other_input_times():
     later = run.drawn(times[24:], 50, seed=42)  # a model that needs the day before
     assert set(drawn[drawn >= times[24]]) <= set(later)
     np.testing.assert_array_equal(run.drawn(times, 5000, seed=42), times)
+
+
+def test_skill_of_a_cell_is_that_of_a_loop_over_times(simple: baselines.Baselines):
+    scorer = scored(simple)
+    ours = {"forecast": "aqnet", "pollutant": "no2", "lead_time_hours": 24}
+    best = find(table.rows(scorer, UNITS), **ours, region="all", subset="all")["best_simple"]
+    squares = np.zeros(2)
+    for hour in HOURS:
+        truth = truth_at(hour + 24)[1, 0, 3]  # the third cell of the domain
+        reference = simple.forecasts(hour, observed_at(hour))[best][1, 1, 2]
+        squares += np.square([model_at(hour)[1, 1, 0, 3] - truth, reference - truth])
+    found = scorer.skill_by_cell()
+    assert found[1, 1, 0, 3] == pytest.approx(1.0 - squares[0] / squares[1], rel=1e-4)
+    assert found.shape == (2, 2, *SHAPE) and np.isnan(found[..., 0, 2]).all()

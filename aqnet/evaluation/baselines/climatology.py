@@ -45,12 +45,12 @@ class Climatology:
         mean: Values = np.average(by_month, axis=0, weights=days)
         return mean
 
-    def highest(self, target: int) -> int:
-        """The cell of the domain, 0 to N - 1, of highest mean of a target."""
+    def mean(self, target: int) -> Values:
+        """Mean of a target in each cell of the domain, shape [N]."""
         means = self.means[:, :, target]
         known = np.isfinite(means)
-        mean = np.where(known, means, 0.0).sum((0, 1)) / np.maximum(known.sum((0, 1)), 1)
-        return int(mean.argmax())
+        mean: Values = np.where(known, means, 0.0).sum((0, 1)) / np.maximum(known.sum((0, 1)), 1)
+        return mean
 
 
 def fit(stream: Stream, mask: Flags, num_targets: int, wanted_months: set[int]) -> Climatology:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from aqnet.config import Config
 from aqnet.config.periods import hour_text
 from aqnet.evaluation.baselines import Observed
-from aqnet.evaluation.report import maps
+from aqnet.evaluation.report import maps, names
 from aqnet.evaluation.report.example_forecast import Example
 from aqnet.evaluation.run import Scorer
 from aqnet.trajectories import sample
@@ -59,7 +59,7 @@ def of(scorer: Scorer, example: Example) -> Origin | None:
     if air is None or observed.wind is None:
         return None
     target = target_of(scorer.config)
-    cell = scorer.baselines.climatology.highest(target)
+    cell = int(scorer.baselines.climatology.mean(target).argmax())
     row, column = np.argwhere(scorer.cells)[cell].tolist()
     paths = air.paths(observed.wind, row, column)
     moved = air.moved(observed.targets, observed.wind)[:, target, cell]
@@ -80,17 +80,17 @@ def draw(chart: maps.Chart, origin: Origin, config: Config, unit: str) -> Figure
     chart.terrain(left)
     assert origin.observed.wind is not None
     chart.arrows(left, origin.observed.wind.astype(np.float64))
-    name = maps.label(config.data.targets[origin.target])
+    name = names.in_picture(config.data.targets[origin.target])
     left.set_title(f"{name} and wind, {hour_text(origin.example.time)} UTC", fontsize=9)
     bar = figure.colorbar(image, ax=left, extend="both", shrink=0.8)
-    bar.set_label(f"{name} [{maps.unit_text(unit)}]", fontsize=8)
+    bar.set_label(f"{name} [{names.unit(unit)}]", fontsize=8)
     bar.ax.tick_params(labelsize=7)
     _paths(left, chart, origin, config.data.lead_times)
     handles, labels = (part[::-1] for part in left.get_legend_handles_labels())
     look: dict[str, Any] = {"ncols": len(labels), "frameon": False, "fontsize": 8}
     figure.legend(handles, labels, loc="outside lower left", markerscale=0.6, **look)
     _values(right, origin, config.data.lead_times)
-    right.set_title(f"{name} in the cell of the star [{maps.unit_text(unit)}]", fontsize=9)
+    right.set_title(f"{name} in the cell of the star [{names.unit(unit)}]", fontsize=9)
     return figure
 
 

@@ -19,6 +19,8 @@ from aqnet.config import Config
 from aqnet.config.periods import hour_text
 from aqnet.evaluation.metrics import EVENT_THRESHOLDS
 from aqnet.evaluation.report.example_forecast import Example
+from aqnet.evaluation.report.names import in_picture as label
+from aqnet.evaluation.report.names import unit as unit_text
 from aqnet.grid import Grid, continuous, wrapped
 
 Values = NDArray[np.float64]
@@ -233,26 +235,6 @@ def _error(axes: Any, chart: Chart, error: Values) -> Any:
     top = float(np.percentile(known, 99.5)) if len(known) else 1.0
     axes.set_title("error (forecast - truth)", fontsize=8)
     return chart.field(axes, error, ERROR_SHADES, Normalize(-top, top))
-
-
-def label(name: str) -> str:
-    """How a pollutant is written."""
-    return _LABELS.get(name, name)
-
-
-_LABELS = {
-    "pm25": "PM$_{2.5}$",
-    "pm10": "PM$_{10}$",
-    "so2": "SO$_2$",
-    "no2": "NO$_2$",
-    "co": "CO",
-    "o3": "O$_3$",
-}
-
-
-def unit_text(unit: str) -> str:
-    """A unit with its exponent raised."""
-    return unit.replace("ug ", "µg ").replace("m-3", "m$^{-3}$")
 
 
 def _corners(centres: Values) -> Values:

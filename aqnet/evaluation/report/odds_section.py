@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from html import escape
 from typing import Any
 
 from aqnet.evaluation.odds import FORECASTS
-from aqnet.evaluation.report.page import titled, titled_table
+from aqnet.evaluation.report.page import heading, lead_table, limits
 
 Rows = list[dict[str, Any]]
 
@@ -36,24 +34,18 @@ def line(rows: Rows) -> str:
     return "odds: " + "; ".join(parts)
 
 
-def html(rows: Rows, promises: Rows) -> str:
-    """The report's section: coverage and CRPS, then reliability; empty where there are no odds."""
-    whole = _whole(rows)
-    if not promises:
+def html(rows: Rows) -> str:
+    """The report's section: skill, CRPS and coverage; empty where there are no odds."""
+    if "crps" not in rows[0]:
         return ""
-    kept = [row for row in _whole(promises) if row["forecast"] == "aqnet"]
-    pollutants = list(dict.fromkeys(row["pollutant"] for row in whole))
-    parts = [
-        "<h2>Odds</h2><p>Share of the truth inside the central intervals and their mean width; "
-        "CRPS with its skill against the climatological distribution and damped anomaly "
-        "persistence; Brier score of reaching the event threshold.</p>",
-        *(_scores(name, whole) for name in pollutants),
-        "<p>Reliability: what was promised, and in brackets how often it came true. First the "
-        "quantiles, of which the truth should lie below as often as their level says; then the "
-        "probabilities of reaching the event threshold, in ten classes.</p>",
-        *(_reliability(name, kept) for name in pollutants),
-    ]
-    return "".join(parts)
+    whole = _whole(rows)
+    return (
+        "<h2>Odds</h2><p>CRPS says how far the whole distribution lies from what came, skill by "
+        "how much less than that of the climatological distribution and of damped anomaly "
+        "persistence; then the share of the truth inside the central intervals and their mean "
+        "width, and the Brier score of reaching the event threshold.</p>"
+        + "".join(_scores(name, whole) for name in dict.fromkeys(row["pollutant"] for row in whole))
+    )
 
 
 def _whole(rows: Rows) -> Rows:
@@ -67,51 +59,29 @@ def _intervals(rows: Rows) -> list[str]:
 
 
 def _scores(pollutant: str, whole: Rows) -> str:
-    rows = [row for row in whole if row["pollutant"] == pollutant]
-    central, lines = _intervals(rows), []
-    for lead in dict.fromkeys(row["lead_time_hours"] for row in rows):
-        group = {row["forecast"]: row for row in rows if row["lead_time_hours"] == lead}
-        ours = group["aqnet"]
-        cells = [f"{lead} h"]
-        for name in central:
-            cells += [_share(ours[f"coverage_{name}"]), _number(ours[f"width_{name}"])]
-        cells += [_number(group[name]["crps"]) for name in FORECASTS]
-        cells += [_skill(ours, f"crps_skill_{name}") for name in FORECASTS[1:]]
-        cells += [_number(ours["brier"], 4), _skill(ours, "brier_skill_climatology")]
-        lines.append([f'<td class="one">{cell}</td>' for cell in cells])
-    heads = ["lead time", *(f"{name} % {part}" for name in central for part in ("holds", "width"))]
-    heads += [f"CRPS {name.replace('_', ' ')}" for name in FORECASTS]
-    heads += [f"skill against {name.replace('_', ' ')}" for name in FORECASTS[1:]]
-    heads += ["Brier", "skill against climatology"]
-    title = titled(f"{pollutant} [{rows[0]['unit']}]", ours.get("weather"))
-    return titled_table(title, heads, lines)
-
-
-def _reliability(pollutant: str, kept: Rows) -> str:
-    lines = [
-        [f"<td>{lead} h, {kind}s</td>", *cells]
-        for kind in ("quantile", "event")
-        for lead, cells in _promised(pollutant, kind, kept)
-    ]
-    longest = max((len(cells) for cells in lines), default=1)
-    heads = ["lead time", *(str(number) for number in range(1, longest))]
-    if not lines:
-        return ""
-    return titled_table(titled(pollutant, kept[0].get("weather")), heads, lines)
-
-
-def _promised(pollutant: str, kind: str, kept: Rows) -> Iterator[tuple[int, list[str]]]:
-    """Lead times with their cells: promised (observed)."""
-    rows = [row for row in kept if row["pollutant"] == pollutant and row["kind"] == kind]
-    for lead in dict.fromkeys(row["lead_time_hours"] for row in rows):
-        yield (
-            lead,
-            [
-                f'<td class="one">{row["promised"]:.2f} ({row["observed"]:.2f})</td>'
-                for row in rows
-                if row["lead_time_hours"] == lead
-            ],
+    groups: dict[int, dict[str, dict[str, Any]]] = {}
+    for row in whole:
+        if row["pollutant"] == pollutant:
+            groups.setdefault(row["lead_time_hours"], {})[row["forecast"]] = row
+    ours = [group["aqnet"] for group in groups.values()]
+    lines = []
+    for name in FORECASTS[1:]:
+        title = f"skill against {name.replace('_', ' ')}"
+        lines.append((title, [_skill(row, f"crps_skill_{name}") for row in ours]))
+    for name in FORECASTS:
+        values = [_number(group[name]["crps"]) for group in groups.values()]
+        lines.append((f"CRPS {name.replace('_', ' ')}", values))
+    for name in _intervals(ours):
+        lines.append(
+            (f"{name} % interval holds", [_share(row[f"coverage_{name}"]) for row in ours])
         )
+        lines.append(("its width", [_number(row[f"width_{name}"]) for row in ours]))
+    lines.append(("Brier score", [_number(row["brier"], 4) for row in ours]))
+    title = "its skill against climatology"
+    lines.append((title, [_skill(row, "brier_skill_climatology") for row in ours]))
+    known = [(name, cells) for name, cells in lines if any(cell != "-" for cell in cells)]
+    cells = [(name, [f"<td>{cell}</td>" for cell in row]) for name, row in known]
+    return lead_table(heading(ours[0], ours[0].get("weather")), groups, cells)
 
 
 def _share(value: float | None) -> str:
@@ -123,6 +93,4 @@ def _number(value: float | None, digits: int = 2) -> str:
 
 
 def _skill(row: dict[str, Any], key: str) -> str:
-    low, high = row[f"{key}_low"], row[f"{key}_high"]
-    limits = "" if low is None or high is None else f" ({low:.3f} to {high:.3f})"
-    return escape(_number(row[key], 3) + limits)
+    return _number(row[key], 3) + limits(row, key)

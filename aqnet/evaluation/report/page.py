@@ -3,52 +3,67 @@
 from __future__ import annotations
 
 import base64
-import html
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from aqnet.evaluation.report import names, summary
 from aqnet.files import replace_text
 
 Rows = list[dict[str, Any]]
+Section = Literal["odds", "place", "training", "other"]
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 62rem; padding: 1rem; }
+body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 68rem; padding: 1rem; }
 h1, h2, h3 { line-height: 1.2; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 .wide { overflow-x: auto; margin-bottom: 1rem; }
 td, th { border-bottom: 1px solid #bbb; padding: .2rem .6rem; text-align: right; }
 td:first-child, th:first-child { text-align: left; position: sticky; left: 0; background: #fff; }
+td small { display: block; color: #444; font: .8em/1.2 system-ui, sans-serif; white-space: nowrap; }
+.part { display: inline-block; vertical-align: top; margin-right: 1rem; max-width: 100%; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem .8rem; }
+dt { color: #555; }
+dd { margin: 0; overflow-wrap: anywhere; }
 .facts { overflow-wrap: anywhere; }
 .facts span { margin-right: 1.2em; display: inline-block; }
 .facts i { color: #555; }
-.one { white-space: nowrap; }
-.best { background: #d7ebf7; font-weight: 600; }
-.worse { color: #8c2d04; }
+.best, .better { background: #d7ebf7; font-weight: 600; }
+.worse { color: #8c2d04; font-weight: 600; }
+.pair { display: flex; flex-wrap: wrap; gap: 1rem; }
 figure { margin: 0 0 1.5rem; }
 figcaption { font-size: .9rem; }
 img { max-width: 100%; height: auto; }
-@media (max-width: 40rem) { body { font-size: 15px; } td, th { padding: .2rem .4rem; } }
+@media (max-width: 40rem) { body { font-size: 15px; } td, th { padding: .2rem .35rem; } }
 @media print {
   @page { margin: 1.2cm; }
   body { font-size: 9pt; max-width: none; padding: 0; }
   .wide { overflow: visible; }
-  td, th { padding: .1rem .25rem; font-size: 7.5pt; }
+  td, th { padding: .1rem .25rem; font-size: 8pt; }
   h2, h3 { break-after: avoid; }
-  tr, figure { break-inside: avoid; }
+  tr, .part, figure { break-inside: avoid; }
   img { max-height: 22cm; }
 }
 """
+_AT_A_PLACE = (
+    "<h2>At a place</h2><p>Forecast and truth in single cells, in two weeks: the seven days of "
+    "largest mean squared error of the first pollutant over the domain, and seven of median error, "
+    "found among the input times that were scored. Every third hour of them (or the step of the "
+    "data, where that is longer) was forecast for these pictures, scored or not.</p>"
+)
 _SECTIONS = {"data": "Data", "model": "Model", "train": "Training"}  # of the config
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG file and what it shows."""
+    """A PNG file and what it shows; `title` is HTML, `section` where on the page it stands."""
 
     path: Path
     title: str
     caption: str
+    section: Section = "other"
 
 
 def given(weather: str | None) -> str:
@@ -85,53 +100,69 @@ def write(
     whole = [row for row in table if row["region"] == "all" and row["subset"] == "all"]
     pollutants = list(dict.fromkeys(row["pollutant"] for row in whole))
     weather = facts.get("weather")
+    when = titled(f" in {', '.join(facts['periods'])}, scored", weather)
+
+    plain = ", ".join(map(names.plain, pollutants))
+
+    def drawn(section: Section) -> str:
+        return "".join(_figure(picture) for picture in pictures if picture.section == section)
+
     parts = [
-        f"<h1>{html.escape(titled('aqnet: forecasts scored', weather))}</h1>",
-        f"<p>{html.escape(_summary(whole))}</p>",
-        _facts({key: value for key, value in facts.items() if key != "notes"}),
-        "<h2>RMSE</h2><p>The lowest of each row is marked. Skill is 1 - MSE / MSE of the best of "
-        "the simple forecasts, with its 95 % interval.</p>",
+        f"<h1>Forecasts of {', '.join(map(names.in_html, pollutants))}{escape(when)}</h1>",
+        _head(facts, settings),
+        summary.html(whole),
+        "<h2>Errors</h2><p>Root mean square error (RMSE) by lead time, the lowest marked. Skill is "
+        "1 - MSE / MSE of the best of the simple forecasts, with its 95 % interval.</p>",
         *(_errors(name, whole, weather) for name in pollutants),
         odds,
-        "<h2>Pictures</h2>" if pictures else "",
-        *(_figure(picture) for picture in pictures if picture.path.stem != "training"),
-        "<h2>Seasons, regions and sudden changes</h2><p>RMSE of aqnet / of the best simple "
-        "forecast of that part; marked where aqnet's is lower.</p>",
+        drawn("odds"),
+        drawn("place") and f'{_AT_A_PLACE}<div class="pair">{drawn("place")}</div>',
+        drawn("other") and f"<h2>Pictures</h2>{drawn('other')}",
+        "<h2>Seasons, regions and sudden changes</h2><p>By how much aqnet's RMSE differs from that "
+        "of the best simple forecast of that part; below 0 is better.</p>",
         *(_subsets(name, table, weather) for name in pollutants),
         "<h2>Other scores of aqnet</h2>",
         *(_scores(name, whole, weather) for name in pollutants),
+        "<h2>What was scored</h2>",
+        _facts({key: value for key, value in facts.items() if key != "notes"}),
         *(f"<h2>{title}</h2>{_facts(settings[key])}" for key, title in _SECTIONS.items()),
-        *(_figure(picture) for picture in pictures if picture.path.stem == "training"),
+        drawn("training"),
         "<h2>Notes</h2><ul>",
-        *(f"<li>{html.escape(note)}</li>" for note in facts["notes"]),
+        *(f"<li>{escape(note)}</li>" for note in facts["notes"]),
         "</ul>",
     ]
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>aqnet report</title><style>{_STYLE}</style></head><body>"
-        + "\n".join(parts)
-        + "</body></html>\n"
+        f"<title>{escape(f'Forecasts of {plain}{when}')}</title>"
+        f"<style>{_STYLE}</style></head><body>" + "\n".join(parts) + "</body></html>\n"
     )
     path = output / "report.html"
     replace_text(path, page)
     return path
 
 
-def _summary(whole: Rows) -> str:
-    skills = [row for row in whole if row["forecast"] == "aqnet"]
-    better = [row for row in skills if (row["skill_best_simple"] or 0) > 0]
-    clearly = [row for row in better if (row["skill_best_simple_low"] or 0) > 0]
-    return (
-        f"aqnet is better than the best simple forecast in {len(better)} of {len(skills)} pairs of "
-        f"pollutant and lead time, in {len(clearly)} of them with a 95 % interval above 0."
-    )
+def _head(facts: dict[str, Any], settings: dict[str, Any]) -> str:
+    """Which model, data, period and weather."""
+    data = settings["data"]
+    sources = ", ".join(source["path"] for source in data.get("sources") or ())
+    times = f"{facts['samples']:,} input times"
+    if facts.get("max_samples") is not None:
+        times += f", drawn (--max-samples {facts['max_samples']}, seed {facts['seed']})"
+    values = {
+        "Model": f"{facts['checkpoint']}, after {facts['global_step']:,} optimizer steps",
+        "Data": f"{data['stores']}, prepared from {sources}" if sources else data["stores"],
+        "Period": f"{', '.join(facts['periods'])}, split {facts['split']}; {times}",
+        "Weather": given(facts.get("weather")) or "up to the input time; none to come is given",
+    }
+    lines = (f"<dt>{key}</dt><dd>{escape(value)}</dd>" for key, value in values.items())
+    return f"<dl>{''.join(lines)}</dl>"
 
 
 def _facts(values: dict[str, Any]) -> str:
     """Names and values in running text; what is not set is left out."""
     items = [
-        f"<span><i>{html.escape(key.replace('_', ' '))}</i> {html.escape(_text(value))}</span>"
+        f"<span><i>{escape(key.replace('_', ' '))}</i> {escape(_text(value))}</span>"
         for key, value in values.items()
         if value is not None and value != {} and value != []
     ]
@@ -140,29 +171,31 @@ def _facts(values: dict[str, Any]) -> str:
 
 def _figure(picture: Picture) -> str:
     data = base64.b64encode(picture.path.read_bytes()).decode()
-    title, caption = html.escape(picture.title), html.escape(picture.caption)
+    alt = re.sub("<[^>]*>", "", picture.title)
     return (
-        f'<h3>{title}</h3><figure><img alt="{title}" src="data:image/png;base64,{data}">'
-        f"<figcaption>{caption}</figcaption></figure>"
+        f'<figure><h3>{picture.title}</h3><img alt="{alt}" src="data:image/png;base64,{data}">'
+        f"<figcaption>{escape(picture.caption)}</figcaption></figure>"
     )
 
 
 def _errors(pollutant: str, whole: Rows, weather: str | None) -> str:
-    """RMSE of every forecast, one row per lead time."""
+    """Skill of aqnet and RMSE of every forecast."""
     rows = [row for row in whole if row["pollutant"] == pollutant]
-    names = list(dict.fromkeys(row["forecast"] for row in rows))
-    lines = []
-    for lead in dict.fromkeys(row["lead_time_hours"] for row in rows):
-        group = {row["forecast"]: row for row in rows if row["lead_time_hours"] == lead}
-        lowest = min(row["rmse"] for row in group.values())
-        cells = [_cell(group[name]["rmse"], lowest) if name in group else _cell() for name in names]
-        lines.append([f"<td>{lead} h</td>", cells[0], _skill(group["aqnet"]), *cells[1:]])
-    heads = ["lead time", names[0], "skill", *(name.replace("_", " ") for name in names[1:])]
-    return titled_table(titled(f"{pollutant} [{rows[0]['unit']}]", weather), heads, lines)
+    groups: dict[int, dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(row["lead_time_hours"], {})[row["forecast"]] = row
+    lines = [("skill of aqnet", [_skill(group["aqnet"]) for group in groups.values()])]
+    for name in dict.fromkeys(row["forecast"] for row in rows):
+        cells = []
+        for group in groups.values():
+            lowest = min(row["rmse"] for row in group.values())
+            cells.append(_cell(group[name]["rmse"], lowest) if name in group else _cell())
+        lines.append((name.replace("_", " "), cells))
+    return lead_table(heading(rows[0], weather), groups, lines)
 
 
 def _subsets(pollutant: str, table: Rows, weather: str | None) -> str:
-    """RMSE of aqnet and the best simple forecast in every other subset and region than all."""
+    """Change of RMSE against the best simple forecast in each other subset and region than all."""
     parts: dict[str, dict[int, dict[str, dict[str, Any]]]] = {}
     for row in table:
         region, subset = row["region"], row["subset"]
@@ -172,46 +205,54 @@ def _subsets(pollutant: str, table: Rows, weather: str | None) -> str:
             leads.setdefault(row["lead_time_hours"], {})[row["forecast"]] = row
     columns = sorted({lead for leads in parts.values() for lead in leads})
     lines = [
-        [f"<td>{html.escape(name)}</td>", *(_against(leads.get(lead)) for lead in columns)]
-        for name, leads in parts.items()
+        (name, [_against(leads.get(lead)) for lead in columns]) for name, leads in parts.items()
     ]
-    unit = next(row["unit"] for row in table if row["pollutant"] == pollutant)
-    heads = ["part", *(f"{lead} h" for lead in columns)]
-    return titled_table(titled(f"{pollutant} [{unit}]", weather), heads, lines) if lines else ""
+    row = next(row for row in table if row["pollutant"] == pollutant)
+    return lead_table(heading(row, weather, unit=False), columns, lines) if lines else ""
 
 
 def _against(group: dict[str, dict[str, Any]] | None) -> str:
-    """A cell: RMSE of aqnet / of the best simple forecast."""
-    if group is None:
+    """A cell: change of aqnet's RMSE against the best simple forecast."""
+    if group is None or group["aqnet"]["skill_best_simple"] is None:
         return _cell()
-    ours, simple = group["aqnet"]["rmse"], group[group["aqnet"]["best_simple"]]["rmse"]
-    kind = "best" if ours < simple else "worse"
-    return f'<td class="{kind} one">{ours:.2f} / {simple:.2f}</td>'
+    change = summary.change(group["aqnet"])
+    return f'<td class="{"best" if change < 0 else "worse"}">{summary.percent(change)}</td>'
 
 
-_COLUMNS = ("n", "mae", "bias", "r", "acc", "nmb", "fac2", "ioa", "hit_rate", "far", "csi")
+_SCORES = ("n", "mae", "bias", "r", "acc", "nmb", "fac2", "ioa", "hit_rate", "far", "csi")
 
 
 def _scores(pollutant: str, whole: Rows, weather: str | None) -> str:
+    rows = [row for row in whole if (row["pollutant"], row["forecast"]) == (pollutant, "aqnet")]
+    leads = [row["lead_time_hours"] for row in rows]
     lines = [
-        [
-            f"<td>{row['lead_time_hours']} h</td>",
-            *(f"<td>{_text(row[key])}</td>" for key in _COLUMNS),
-        ]
-        for row in whole
-        if row["pollutant"] == pollutant and row["forecast"] == "aqnet"
+        (key.replace("_", " "), [f"<td>{_score(row[key])}</td>" for row in rows]) for key in _SCORES
     ]
-    heads = ["lead time", *(key.replace("_", " ") for key in _COLUMNS)]
-    return titled_table(titled(pollutant, weather), heads, lines)
+    return lead_table(heading(rows[0], weather), leads, lines)
 
 
-def titled_table(title: str, heads: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
-    """A titled table; the cells of `lines` are HTML, title and heads are not."""
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in heads)
-    rows = "".join(f"<tr>{''.join(cells)}</tr>" for cells in lines)
-    return (
-        f'<h3>{html.escape(title)}</h3><div class="wide"><table><tr>{head}</tr>{rows}</table></div>'
-    )
+def heading(row: dict[str, Any], weather: str | None, unit: bool = True) -> str:
+    """The pollutant of a row with its unit and the weather that the model was given, as HTML."""
+    name = names.in_html(row["pollutant"])
+    name += f" [{escape(names.unit(row['unit']))}]" if unit else ""
+    return with_weather(name, weather)
+
+
+def with_weather(title: str, weather: str | None) -> str:
+    """`titled` of HTML."""
+    return title if weather is None else f"{title} ({escape(given(weather))})"
+
+
+def lead_table(title: str, leads: Iterable[int], lines: Iterable[tuple[str, Sequence[str]]]) -> str:
+    """A titled table with a column per lead time, which a phone shows whole.
+
+    Args:
+        title: HTML; lines: a name and its cells, the cells HTML.
+    """
+    head = "".join(f"<th>{lead} h</th>" for lead in leads)
+    rows = "".join(f"<tr><td>{escape(name)}</td>{''.join(cells)}</tr>" for name, cells in lines)
+    table = f"<table><tr><th>lead time</th>{head}</tr>{rows}</table>"
+    return f'<div class="part"><h3>{title}</h3><div class="wide">{table}</div></div>'
 
 
 def _cell(value: float | None = None, best: float | None = None) -> str:
@@ -224,10 +265,18 @@ def _skill(row: dict[str, Any]) -> str:
     value = row["skill_best_simple"]
     if value is None:
         return _cell()
-    kind = "best" if value > 0 else "worse"
-    low, high = row["skill_best_simple_low"], row["skill_best_simple_high"]
-    limits = "" if low is None else f" ({low:.3f} to {high:.3f})"
-    return f'<td class="{kind} one">{value:.3f}{limits}</td>'
+    kind = summary.verdict(row)
+    return f'<td class="{kind}">{value:.3f}{limits(row, "skill_best_simple")}</td>'
+
+
+def limits(row: dict[str, Any], key: str) -> str:
+    """The 95 % interval of a score, small under it, as HTML; empty where there is none."""
+    low, high = row[f"{key}_low"], row[f"{key}_high"]
+    return "" if low is None or high is None else f"<small>{low:.3f} to<br>{high:.3f}</small>"
+
+
+def _score(value: float | None) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else _text(value)
 
 
 def _text(value: Any) -> str:
@@ -239,4 +288,4 @@ def _text(value: Any) -> str:
         return "; ".join(f"{key}: {_text(item)}" for key, item in value.items())
     if isinstance(value, float):
         return f"{value:.3f}" if abs(value) >= 0.1 else f"{value:.3g}"
-    return str(value)
+    return f"{value:,}" if type(value) is int else str(value)

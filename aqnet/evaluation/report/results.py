@@ -8,16 +8,20 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from aqnet import config as configs
 from aqnet.checkpoint.files import Loaded
 from aqnet.config import Config
 from aqnet.evaluation import daily_sums
 from aqnet.evaluation.metrics import EVENT_THRESHOLDS
-from aqnet.evaluation.report import odds_section, table
+from aqnet.evaluation.report import odds_section, places, table
 from aqnet.evaluation.report import page as report
 from aqnet.evaluation.report.example_forecast import Example
+from aqnet.evaluation.report.places import AtPlaces, Place, Series
 from aqnet.evaluation.run import Scorer
 from aqnet.files import sync, writing
 from aqnet.grid import Grid
@@ -37,6 +41,21 @@ OUTPUTS = (
     *("stations.csv", "pictures", "forecasts.zarr"),
 )
 REPORT = "report.html"
+
+
+class Drawing(NamedTuple):
+    """What makes the forecasts that pictures show.
+
+    Attributes:
+        example: of one input time.
+        inputs: all input times of the split, of which some may be scored; places: those of the
+            config; series: see `places.series`.
+    """
+
+    example: Callable[[int], Example]
+    inputs: NDArray[np.int64]
+    places: list[Place]
+    series: Callable[[NDArray[np.int64], int, list[Place]], Series]
 
 
 @contextlib.contextmanager
@@ -81,13 +100,13 @@ def write(
     scorer: Scorer,
     units: dict[str, str],
     about: dict[str, Any],
-    shown: Callable[[int], Example] | None,
+    drawing: Drawing | None,
 ) -> None:
     """Write everything but the forecasts into a folder, and print the table.
 
     Args:
         about: which samples were scored, for metrics.json and the report.
-        shown: makes the example of an input time that is drawn; None for no pictures.
+        drawing: makes the forecasts that are drawn; None for no pictures.
     """
     weather = about.get("weather")
     rows = given(weather, table.rows(scorer, units))
@@ -111,22 +130,39 @@ def write(
         at_stations = given(weather, table.rows(scorer.stations, units))
         table.write_csv(output / "stations.csv", at_stations)
     drawn: list[Any] = []
-    if shown is not None:
+    if drawing is not None:
         from aqnet.evaluation.report import air_paths, pictures
 
-        what = scorer.config, scorer.grid, scorer.records, rows, units
+        what = scorer.config, scorer.grid, scorer.records, rows, promises, units
         history = training_history(loaded.path.resolve().parent.parent / "metrics.jsonl")
-        typical = shown(scorer.records.typical_time())
-        worst = shown(scorer.records.worst_time(air_paths.target_of(scorer.config)))
-        origin = air_paths.of(scorer, worst)
-        drawn = pictures.draw_all(output / "pictures", *what, typical, origin, history, weather)
+        typical = drawing.example(scorer.records.typical_time())
+        worst = drawing.example(scorer.records.worst_time(air_paths.target_of(scorer.config)))
+        shown = typical, air_paths.of(scorer, worst), at_places(scorer, drawing)
+        skill = scorer.skill_by_cell()
+        drawn = pictures.draw_all(output / "pictures", *what, *shown, skill, history, weather)
     settings = configs.to_dict(scorer.config)
-    report.write(output, known, rows, settings, drawn, odds_section.html(rows, promises))
+    report.write(output, known, rows, settings, drawn, odds_section.html(rows))
     if weather is not None:
         print(f"aqnet {report.given(weather)}:", flush=True)
     print(table.skill_table(rows), flush=True)
     if scorer.odds is not None:
         print(odds_section.line(rows), flush=True)
+
+
+def at_places(scorer: Scorer, drawing: Drawing) -> AtPlaces:
+    """Forecasts of the worst week and of a usual one, at the lead time nearest to a day."""
+    leads = np.array(scorer.config.data.lead_times)
+    lead = int(np.abs(leads - 24).argmin())
+    times, weight, error = scorer.records.errors_of(lead, 0)
+    chosen = drawing.places
+    if not chosen:
+        chosen = places.highest(scorer.baselines.climatology.mean(0), scorer.grid)
+    hours = drawing.inputs + leads[lead]
+    series = [
+        drawing.series(places.hours_of(week, hours), lead, chosen)
+        for week in places.weeks(times + leads[lead], weight, error)
+    ]
+    return AtPlaces(int(leads[lead]), chosen, series)
 
 
 def given(weather: str | None, rows: report.Rows) -> report.Rows:

@@ -13,7 +13,15 @@ from aqnet.batch import Batch, Forecast, Statistics
 from aqnet.evaluation import metrics
 from aqnet.evaluation.baselines import SIMPLE, Observed, transport
 from aqnet.evaluation.histograms import Records
-from aqnet.evaluation.report import air_paths, example_forecast, maps, pictures, results
+from aqnet.evaluation.report import (
+    air_paths,
+    curves,
+    example_forecast,
+    maps,
+    pictures,
+    places,
+    results,
+)
 from aqnet.grid import Grid
 from tests.conftest import run
 from tests.data.worlds import config
@@ -113,15 +121,6 @@ def test_example_is_in_physical_units_and_hides_truth_outside_the_mask(tmp_path:
     assert np.nanmax(shown.truth[:, 0]) < 80.0
 
 
-def test_worst_week_is_the_one_of_largest_mean_error_with_enough_pairs():
-    times = np.arange(0, 30 * 24, 6)
-    weight, error = np.ones(len(times)), np.ones(len(times))
-    error[(times >= 12 * 24) & (times < 19 * 24)] = 5.0
-    assert pictures._worst_days(times, weight, error) == 12
-    weight[times < 8 * 24] = 1e-3  # hardly any pair: a mean of 1,000 does not count
-    assert pictures._worst_days(times, weight, error) == 12
-
-
 @pytest.mark.parametrize(
     "grid", [degrees(6, 9), rotated(5, 7), degrees(1, 4)], ids=["degrees", "rotated", "row"]
 )
@@ -153,11 +152,18 @@ def test_every_picture_is_made(grid: Grid, tmp_path: Path):
     origin = air_paths.Origin(shown, 1, row_, column, observed, paths, np.ones(2))
     units = dict.fromkeys(("o3", "pm25"), "ug m-3")
     history = [{"step": 1, "train/loss": 0.5}, {"step": 2, "train/loss": None}]
-    made = pictures.draw_all(
-        tmp_path / "pictures", settings, grid, records, table, units, shown, origin, history
-    )
-    names = ["skill", "map_o3", "map_pm25", "reliability", "density", "worst_week", "training"]
-    names.insert(3, "air_paths")
+    values = generator.lognormal(4, 1, (7, 2, 2))
+    week = places.Series(np.arange(0, 21, 3), values, values + 1, np.zeros((7, 0, 2, 2)))
+    at = places.AtPlaces(24, [places.Place("<b>", 0), places.Place("B", 1)], [week, week])
+    by_cell = generator.normal(0, 1, (2, 2, *grid.shape))
+    folder = tmp_path / "pictures"
+    given = settings, grid, records, table, [], units, shown, origin, at, by_cell, history
+    made = pictures.draw_all(folder, *given)
+    names = ["skill", "map_o3", "map_pm25", "air_paths", "reliability"]
+    names += ["place_1_worst", "place_1_usual", "place_2_worst", "place_2_usual"]
+    names += ["skill_map", "density", "training"]
+    assert made[5].title == "&lt;b&gt;: worst week, +24 h" and made[5].section == "place"
+    assert made[5].caption == "1970-01-01 00:00 to 1970-01-01 18:00 UTC, forecast 24 h before."
     assert [picture.path.stem for picture in made] == names
     assert all(2_000 < picture.path.stat().st_size < 300_000 for picture in made)
     assert sorted(tmp_path.glob("pictures/*")) == sorted(picture.path for picture in made)
@@ -195,7 +201,44 @@ def test_worst_time_is_that_of_largest_mean_error_with_enough_pairs(tmp_path: Pa
 def test_interval_that_rounding_puts_beside_its_value_is_drawn():
     limits = {"skill_best_simple": 0.1, "skill_best_simple_low": 0.1 + 1e-16}
     limits |= {"skill_best_simple_high": 0.1 - 1e-16, "skill_persistence": 0.1}
-    assert pictures.skill([{**row("aqnet", "o3", 5.0), **limits}]).axes
+    assert curves.skill([{**row("aqnet", "o3", 5.0), **limits}]).axes
+
+
+def test_legend_of_the_skill_picture_names_both_lines_of_a_model():
+    limits = dict.fromkeys(("skill_best_simple_low", "skill_best_simple_high"), 0.1)
+    table = [{**row("aqnet", "o3", 5.0), **limits, "skill_persistence": 0.2}]
+    (legend,) = curves.skill(table).legends
+    texts = [text.get_text() for text in legend.get_texts()]
+    assert sorted(texts) == ["aqnet against best simple", "aqnet against persistence"]
+
+
+def test_pictures_of_odds_show_what_was_promised_and_what_came():
+    whole = {"forecast": "aqnet", "pollutant": "o3", "lead_time_hours": 12}
+    whole |= {"region": "all", "subset": "all"}
+    held = {"coverage_90": 0.8, "coverage_90_low": 0.7, "coverage_90_high": 0.85}
+    (axes,) = curves.coverage([whole | held], ["90"]).axes
+    labels = axes.get_legend_handles_labels()[1]
+    assert sorted(labels) == ["90 % interval", "promised: 90 %"]
+    rows = [
+        {**whole, "kind": kind, "share_of_forecasts": share, "promised": said, "observed": came}
+        for kind, share, said, came in (
+            *(("event", 0.9, 0.1, 0.2), ("event", 1e-6, 0.9, 0.1), ("quantile", 1.0, 0.5, 0.4)),
+            ("event", 0.1, 0.6, 0.7),
+        )
+    ]
+    (axes,) = curves.promised(rows, "event").axes
+    line = axes.get_lines()[1]
+    assert line.get_xdata().tolist() == [0.1, 0.6] and line.get_ydata().tolist() == [0.2, 0.7]
+
+
+def test_reliability_has_a_panel_per_pollutant_that_reached_its_threshold(tmp_path: Path):
+    records = Records(config(tmp_path), np.array(MEAN), np.array([160.0, 75.0]))
+    truth = np.full((2, 2, 500), 80.0)  # of o3, below its threshold; of pm25, above it
+    records.count(truth, truth, np.ones(truth.shape, dtype=bool))
+    units = dict.fromkeys(("o3", "pm25"), "ug m-3")
+    figure = curves.reliability(records, config(tmp_path), units, ["pm25"])
+    assert [axes.get_title() for axes in figure.axes] == ["PM$_{2.5}$"]
+    assert figure.axes[0].get_xlabel() == "forecast [µg m⁻³]"
 
 
 def test_training_history_does_without_a_line_that_is_cut(tmp_path: Path):
