@@ -272,7 +272,7 @@ def score(
     dataset = dataset.at(run.drawn(dataset.times, options.max_samples, options.seed))
     directory = RunDirectory(output)  # results of two evaluations would mix
     directory.claim()
-    directory.end_on_sigterm()
+    directory.end_on_signals()
     try:
         say(f"{trained.loaded.path}: {options.split}: {len(dataset)} of {everything} input times")
         if isinstance(dataset.reader.weather, WeatherForecast):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -13,17 +14,20 @@ from aqnet import distributed
 from aqnet.distributed.launch import peak_bytes
 from aqnet.training.maps import Examples, mosaic
 from aqnet.training.step import StepResult, TrainingState
+from aqnet.training.position import time_left
 from aqnet.training.telemetry import Telemetry
 
 
 class Reporter:
     """Makes the log of a run: scalars are means over the steps between two log lines."""
 
-    def __init__(self, state: TrainingState, item_flops: float) -> None:
-        """`item_flops`: of the forward and backward of one item."""
+    def __init__(self, state: TrainingState, item_flops: float, num_items: int) -> None:
+        """`item_flops`: of the forward and backward of one item; `num_items`: of an epoch."""
         self._config, self._stopwatch = state.config, state.stopwatch
         self._item_flops = item_flops
         self._weights = state.weights.cpu()
+        self._position, self._start = state.position, replace(state.position)
+        self._num_items = num_items
         self.telemetry = Telemetry(
             self._config.run_dir,
             distributed.is_main(),
@@ -56,7 +60,8 @@ class Reporter:
             shown = ("train/loss", "train/learning_rate", "items_per_second")
             brief = {name.removeprefix("train/"): values[name] for name in shown}
             shares = {name: value for name, value in values.items() if name.startswith("time/")}
-            self.telemetry.progress(step, {**brief, **shares})
+            left = time_left(self._config, self._position, self._start, self._num_items)
+            self.telemetry.progress(step, {**brief, **shares}, left)
         self._forget()
 
     def validation(self, step: int, values: Mapping[str, float]) -> None:
