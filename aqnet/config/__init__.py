@@ -1,7 +1,7 @@
 """The configuration: YAML in, frozen dataclasses out, and what they must not hold."""
 
 from aqnet.config.batches import accumulation
-from aqnet.config.channels import STATIC_VARIABLES, Channel, channel
+from aqnet.config.channels import POLLUTANTS, STATIC_VARIABLES, Channel, channel, lowest
 from aqnet.config.continuation import changes_forbidden_on_continuation
 from aqnet.config.keys import (
     Config,
@@ -19,6 +19,7 @@ from aqnet.config.reading import overridden, to_dict
 from aqnet.config.volume import item_bytes
 
 __all__ = [
+    "POLLUTANTS",
     "STATIC_VARIABLES",
     "Channel",
     "Config",
@@ -37,6 +38,7 @@ __all__ = [
     "from_dict",
     "item_bytes",
     "load",
+    "lowest",
     "overridden",
     "to_dict",
     "to_yaml",

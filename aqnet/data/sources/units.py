@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from aqnet.config import POLLUTANTS
 from aqnet.errors import AqnetError
 
-POLLUTANTS = ("pm25", "pm10", "so2", "no2", "co", "o3")
 PACKING_NOISE = 0.01  # ug/m3; packed files hold values down to this far below zero
 
 CONCENTRATION = "ug m-3"

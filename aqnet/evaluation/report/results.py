@@ -26,6 +26,8 @@ NOTES = (
     "all forecasts are scored over the same pairs; excluded_pairs have a truth, but no value at "
     "the input time, which the simple forecasts need",
     "event thresholds are 24-hour limits (O3: 8-hour) applied to hourly values",
+    "no concentration is below 0: in every forecast scored here, also those not aqnet's, 0 stands "
+    "in for such values; values_below_0_clipped and quantiles_below_0_clipped count aqnet's",
     "ioa uses the training mean in place of the sample mean",
     "intervals: 95 %, bootstrap of blocks of 10 days",
 )
@@ -98,6 +100,8 @@ def write(
         "samples": scorer.samples,
         "excluded_pairs": scorer.excluded,
         "station_lines_left_out": scorer.stations and scorer.stations.observations.left_out,
+        "values_below_0_clipped": int(scorer.clipped[0]),
+        "quantiles_below_0_clipped": int(scorer.clipped[1]) if scorer.odds else None,
         "climatology_filled_from_month": scorer.baselines.climatology.filled[0],
         "climatology_filled_from_all_cells": scorer.baselines.climatology.filled[1],
         "notes": list(NOTES),
@@ -130,6 +134,8 @@ def write(
 
 
 def given(weather: str | None, rows: report.Rows) -> report.Rows:
+    if scorer.clipped[0]:
+        print(f"{scorer.clipped[0]} values of aqnet were below 0 and count as 0", flush=True)
     """Rows that say which weather to come the model's forecasts were given."""
     if weather is None:
         return rows
