@@ -353,7 +353,7 @@ def scorer_of(
         dataset.reader.observed,
         grid,
         config.data.lead_times,
-        baselines.months_of(dataset.times[:, None] + np.array(config.data.lead_times)),
+        dataset.times[:, None] + np.array(config.data.lead_times),
     )
     odds = None
     if levels := config.model.quantiles:

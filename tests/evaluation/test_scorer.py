@@ -72,7 +72,7 @@ def fitted() -> baselines.Baselines:
     training = range(FIRST - 24 * 40, FIRST + 24 * 4)
     stream = lambda wanted: ((hour, truth_at(hour)) for hour in training)  # noqa: E731
     times = np.array(training)[:-24]
-    return baselines.fit(stream, times, observed_at, truth_at, GRID, LEADS, {1, 2})
+    return baselines.fit(stream, times, observed_at, truth_at, GRID, LEADS, np.array(HOURS))
 
 
 def batches() -> Iterator[tuple[Batch, torch.Tensor]]:
