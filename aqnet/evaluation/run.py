@@ -227,14 +227,15 @@ def score_all(
 class Progress:
     """Plain lines, at most one every 5 s."""
 
-    def __init__(self, total: int) -> None:
-        self._total, self._said = total, clock.monotonic()
+    def __init__(self, total: int, done: str = "evaluated") -> None:
+        """`done`: what is done with each of `total` input times."""
+        self._total, self._done, self._said = total, done, clock.monotonic()
 
     def __call__(self, done: int) -> None:
         """Say how many samples are done."""
         if clock.monotonic() - self._said > 5.0 or done == self._total:
             self._said = clock.monotonic()
-            print(f"evaluated {done} of {self._total} input times", flush=True)
+            print(f"{self._done} {done} of {self._total} input times", flush=True)
 
 
 def drawn(times: NDArray[np.int64], number: int | None, seed: int) -> NDArray[np.int64]:

@@ -212,9 +212,23 @@ def hour_of(text: str) -> int:
     return int(hour)
 
 
+def hours_of(text: str) -> tuple[int, int]:
+    """First and last hour since 1970 UTC of `FIRST/LAST`, both included; of one time, itself twice.
+
+    Raises:
+        AqnetError: it names no such hours, or ends before it begins.
+    """
+    first, slash, last = text.partition("/")
+    begin, end = hour_of(first), hour_of(last if slash else first)
+    if end < begin:
+        raise AqnetError(f"{text!r} ends before it begins")
+    return begin, end
+
+
 def missing(batch: Batch, config: Config, grid: Grid) -> dict[str, float]:
-    """Share of the domain's cells in which an input of the first item has no value, where any."""
-    lost = batch.fields[0][:, grid.mask].isnan().double().mean(1)
+    """Share of the domain's cells in which an input has no value, where any, in the item that lacks
+    most."""
+    lost = batch.fields[:, :, grid.mask].isnan().double().mean(2).amax(0)
     shares = zip(config.input_variables, lost.tolist(), strict=True)
     return {name: share for name, share in shares if share > 0}
 
