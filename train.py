@@ -255,7 +255,8 @@ def validation_data(config: Config, data: RunData) -> ValidationData:
     dataset, size, rank = data.validation, distributed.world_size(), distributed.rank()
     sampler = EvaluationSampler(len(dataset), validation_batch(config), rank, size)
     batches = loader(dataset, sampler, config.train.workers, keep_workers=False)
-    return ValidationData(batches, data.statistics, examples(dataset, config.validation.maps))
+    shown = examples(dataset, config.validation.maps, data.statistics)
+    return ValidationData(batches, data.statistics, shown)
 
 
 def validation_batch(config: Config) -> int:
@@ -263,13 +264,14 @@ def validation_batch(config: Config) -> int:
     return config.validation.micro_batch or config.train.micro_batch
 
 
-def examples(dataset: ForecastDataset, number: int) -> Examples | None:
+def examples(dataset: ForecastDataset, number: int, statistics: Statistics) -> Examples | None:
     """The validation items of which rank 0 draws maps."""
     if number == 0 or not distributed.is_main():
         return None
     few = dataset.thinned(number)
     items = collate([few[item] for item in range(len(few))])
-    return Examples(items, bool(dataset.grid.lat[0, 0] < dataset.grid.lat[-1, 0]))
+    south_first = bool(dataset.grid.lat[0, 0] < dataset.grid.lat[-1, 0])
+    return Examples(items, statistics, dataset.reader.layout.units, south_first)
 
 
 def first_weights(config: Config) -> Loaded | None:

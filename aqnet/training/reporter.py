@@ -12,9 +12,10 @@ from torch import Tensor
 
 from aqnet import distributed
 from aqnet.distributed.launch import peak_bytes
+from aqnet.physical import physical_fields, present
 from aqnet.training.maps import Examples, mosaic
-from aqnet.training.step import StepResult, TrainingState
 from aqnet.training.position import time_left
+from aqnet.training.step import StepResult, TrainingState
 from aqnet.training.telemetry import Telemetry
 
 
@@ -25,9 +26,9 @@ class Reporter:
         """`item_flops`: of the forward and backward of one item; `num_items`: of an epoch."""
         self._config, self._stopwatch = state.config, state.stopwatch
         self._item_flops = item_flops
-        self._weights = state.weights.cpu()
         self._position, self._start = state.position, replace(state.position)
         self._num_items = num_items
+        self._weights = state.weights.cpu()
         self.telemetry = Telemetry(
             self._config.run_dir,
             distributed.is_main(),
@@ -75,14 +76,18 @@ class Reporter:
 
     def maps(self, step: int, forecast: Tensor, examples: Examples) -> None:
         """Draw `forecast` [B, K, T, H, W] of the example items beside their truth."""
-        batch = examples.batch
+        batch, data = examples.batch, self._config.data
         truth = torch.where(batch.mask, batch.targets, torch.nan)
+        now, ours, real = (
+            physical_fields(part, data.targets, examples.statistics)
+            for part in (present(batch, data), forecast, truth)
+        )
         for item, time in enumerate(batch.time.tolist()):
-            for column, target in enumerate(self._config.data.targets):
-                ours, real = (values[item, :, column].numpy() for values in (forecast, truth))
+            for row, target in enumerate(data.targets):
+                fields = now[item, row], ours[item, :, row], real[item, :, row]
+                about = data.lead_times, examples.units[target], examples.south_first
                 name = f"maps/{target}/{np.datetime64(time, 'h')}"
-                draw = partial(mosaic, ours, real, examples.south_first)
-                self.telemetry.picture(step, name, draw)
+                self.telemetry.picture(step, name, partial(mosaic, *fields, *about))
 
     def bad_step(self, step: int, loss: float, norm: float, times: list[list[int]]) -> None:
         """Report a skipped step with its items' input times."""

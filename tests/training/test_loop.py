@@ -255,7 +255,9 @@ def test_maps_of_the_examples_are_drawn_seldom_and_reach_tensorboard(tmp_path: P
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = run_of(settings(tmp_path, max_steps=9), [1.0] * 9)
-    examples = Examples(toy.batch_of([3, 9]), south_first=False)
+    numbers = Statistics(("pm25", "so2", "co"), (40.0, 5.0, 300.0), (20.0, 4.0, 100.0))
+    units = dict.fromkeys(numbers.names, "ug m-3")
+    examples = Examples(toy.batch_of([3, 9]), numbers, units, south_first=False)
     run.validation = dataclasses.replace(run.validation, examples=examples)
     loop.fit(run)
     board = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"images": 0}).Reload()
