@@ -40,6 +40,7 @@ from aqnet.evaluation.report import example_forecast, page, places, results
 from aqnet.evaluation.studies import compare
 from aqnet.grid import Grid
 from aqnet.model.climax import ClimaX
+from aqnet.physical import clipped, physical
 from aqnet.run_directory import RunDirectory
 
 TIMEOUT_SECONDS = 1800.0
@@ -93,7 +94,11 @@ def command_line() -> argparse.ArgumentParser:
         "--max-samples", type=at_least(1), help="draw so many input times, once for all"
     )
     parser.add_argument("--seed", type=at_least(0), default=0, help="of that draw")
-    parser.add_argument("--forecast", metavar="TIME", help="only forecast from this time, UTC")
+    parser.add_argument(
+        "--forecast",
+        metavar="TIME | FIRST/LAST",
+        help="only forecast: from this time (UTC), or from all hours of a range into one Zarr",
+    )
     parser.add_argument(
         "--source", metavar="GLOB", help="with --forecast: source files instead of the stores"
     )
@@ -143,8 +148,7 @@ def command_line() -> argparse.ArgumentParser:
 
 
 def evaluate(options: argparse.Namespace, device: torch.device) -> None:
-    """Score the checkpoint on a split, or make one forecast, and write the results; all ranks
-    call."""
+    """Score the checkpoint on a split, or only forecast, and write the results; all ranks call."""
     if options.forecast is None:
         trained = distributed.on_main(partial(Trained.read, options))
         stores = distributed.on_main(partial(stores_of, trained))
@@ -154,7 +158,7 @@ def evaluate(options: argparse.Namespace, device: torch.device) -> None:
         )
         score(options, trained, stores, dataset, trained.forecaster(dataset.grid, device))
     elif distributed.is_main():
-        forecast_once(options, Trained.read(options), device)
+        forecast_only(options, Trained.read(options), device)
 
 
 class Trained(NamedTuple):
@@ -212,51 +216,85 @@ def weather_name(options: argparse.Namespace, config: Config) -> str | None:
     return " ".join(options.weather) or ("none" if options.forecast else "analysed")
 
 
-def reader_at(hour: int, options: argparse.Namespace, trained: Trained) -> ItemReader:
-    """What reads the input of one forecast: source files, which need no store, or the stores of the
-    hours that it reads."""
+def reader_at(
+    hours: NDArray[np.int64], options: argparse.Namespace, trained: Trained
+) -> ItemReader:
+    """What reads the inputs of forecasts: source files, which need no store, or the stores of the
+    hours that they read.
+
+    Raises:
+        AqnetError: of none of the hours there are fields; the first one lacking is named.
+    """
     data, source = trained.config.data, options.source
     if source is not None:
         layout = Layout.of_checkpoint(trained.loaded) or Layout.of(stores_of(trained)[0])
         fields: Fields = analysis.Analysis(source, trained.config, layout)
     else:
-        years = {periods.year_of(hour + earlier) for earlier in data.history_hours}
-        others = [hour + lead for lead in data.lead_times]
-        others += [hour - 24 * days for days in data.recent_days]
-        helpful = {periods.year_of(other) for other in others}
+        years = years_of(hours, data.history_hours)
+        helpful = years_of(hours, (*data.lead_times, *(-24 * days for days in data.recent_days)))
         known = {year for year in helpful if (Path(data.stores) / f"{year}.zarr").exists()}
         stores = stores_of(trained, sorted(years | known))
         layout, fields = Layout.of(stores[0]), TimeIndex(stores)
     weather = weather_of(options, trained, layout)
     reader = ItemReader(trained.config, trained.statistics, layout, fields, weather)
-    reader.check(np.array([hour]))
+    if len(reader.known(hours)) == 0:
+        reader.check(hours[:1])
     return reader
 
 
-def forecast_once(options: argparse.Namespace, trained: Trained, device: torch.device) -> None:
-    """One forecast, whether or not its truth exists, as Zarr and maps; rank 0 alone."""
-    hour, config, statistics = forecasts.hour_of(options.forecast), *trained[1:]
-    reader, weather = reader_at(hour, options, trained), weather_name(options, config)
-    grid, units, times = reader.grid, reader.layout.units, np.array([hour])
-    batch = collate([reader.item(hour)])
+def years_of(hours: NDArray[np.int64], away: Sequence[int]) -> set[int]:
+    """Calendar years of all times so many hours away from `hours`."""
+    return {periods.year_of(hour) for hour in (hours[:, None] + np.array(away)).ravel().tolist()}
+
+
+def forecast_only(options: argparse.Namespace, trained: Trained, device: torch.device) -> None:
+    """The forecast of one hour, or those of a range, whether or not their truth exists, as Zarr;
+    of one hour maps as well. Rank 0 alone."""
+    config, statistics = trained.config, trained.statistics
+    first, last = forecasts.hours_of(options.forecast)
+    hours = np.arange(first, last + 1)
+    reader, weather = reader_at(hours, options, trained), weather_name(options, config)
+    times = reader.known(hours)
+    grid, units = reader.grid, reader.layout.units
     if weather is not None:
         print(f"{options.forecast}: {page.given(weather)}", flush=True)
     if isinstance(reader.weather, WeatherForecast):
         print(f"{options.forecast}: {reader.weather.report(times)}", flush=True)
-    for name, share in forecasts.missing(batch, config, grid).items():
-        if weather != "none" or not channel(name).to_come:
-            print(f"{options.forecast}: {name} is missing in {share:.1%} of the domain", flush=True)
-    path = Path(options.output) / f"forecast_{np.datetime64(hour, 'h')}.zarr"
-    values = trained.forecaster(grid, device)(batch)
+    if len(times) < len(hours):
+        lacking = f"{len(hours) - len(times)} of {len(hours)} hours have no fields"
+        print(f"{options.forecast}: {lacking} and are left out", flush=True)
+    ends = "_".join(str(np.datetime64(hour, "h")) for hour in dict.fromkeys((first, last)))
+    path = Path(options.output) / f"forecast_{ends}.zarr"
+    forecast, progress = trained.forecaster(grid, device), run.Progress(len(times), "forecast from")
     own = path.with_name(f"{path.name}.{os.getpid()}")  # two processes may make the same forecast
+    lost: dict[str, float] = {}
+    below = 0
     try:
         forecasts.create(own, times, config, grid, units, weather)
-        forecasts.Writer(own, times, config, grid, statistics).write(batch, values)
+        writer = forecasts.Writer(own, times, config, grid, statistics)
+        for start in range(0, len(times), options.micro_batch):
+            part = times[start : start + options.micro_batch].tolist()
+            batch = collate([reader.item(time) for time in part])
+            values = forecast(batch)
+            writer.write(batch, values)
+            for name, share in forecasts.missing(batch, config, grid).items():
+                lost[name] = max(share, lost.get(name, 0.0))
+            in_domain = physical(values.mean.cpu()[..., grid.mask], config.data.targets, statistics)
+            below += clipped(in_domain, config.data.targets)
+            if len(times) > 1:
+                progress(start + len(part))
         forecasts.commit(own, path)
     finally:
         forecasts.discard(own)
+    for name, share in lost.items():
+        if weather != "none" or not channel(name).to_come:
+            most = "" if len(times) == 1 else "up to "
+            text = f"{name} is missing in {most}{share:.1%} of the domain"
+            print(f"{options.forecast}: {text}", flush=True)
+    if below:
+        print(f"{options.forecast}: {below} values were below 0 and are 0", flush=True)
     print(f"written: {path}", flush=True)
-    if results.can_draw(not options.no_pictures):
+    if first == last and results.can_draw(not options.no_pictures):
         shown = example_forecast.of(batch, values, statistics, config, reader.wind)
         results.draw_maps(path, config, grid, units, shown, weather)
 
@@ -274,7 +312,7 @@ def score(
     named = distributed.on_main(partial(places.named, trained.config, dataset.grid))
     directory = RunDirectory(output)  # results of two evaluations would mix
     directory.claim()
-    directory.end_on_sigterm()
+    directory.end_on_signals()
     try:
         number = f"{len(dataset)} of {len(everything)}"
         say(f"{trained.loaded.path}: {options.split}: {number} input times")
@@ -369,7 +407,7 @@ def scorer_of(
         dataset.reader.observed,
         grid,
         config.data.lead_times,
-        baselines.months_of(dataset.times[:, None] + np.array(config.data.lead_times)),
+        dataset.times[:, None] + np.array(config.data.lead_times),
     )
     odds = None
     if levels := config.model.quantiles:

@@ -75,7 +75,7 @@ def train(config: Config, device: torch.device, profile_steps: int) -> None:
     try:
         status = train_on(config, directory, device, profile_steps)
         if status == "finished" and config.train.evaluate_after_training:
-            directory.end_on_sigterm()
+            directory.end_on_signals()
             evaluate_once(config, device)
     finally:
         directory.release()
@@ -97,6 +97,7 @@ def train_on(
         else:
             directory.status("running")
             run = assemble(config, loaded, checkpoints, directory, device)
+            say(beginning(run, loaded, device))
             if distributed.num_nodes() > 1:
                 say(network.measured(run.state.model, device))
             with profiler(run, profile_steps):
@@ -107,6 +108,19 @@ def train_on(
         raise
     directory.status(status)
     return status
+
+
+def beginning(run: loop.TrainingRun, loaded: Loaded | None, device: torch.device) -> str:
+    """One line: from where a run goes on, and what it is."""
+    step = run.state.position.global_step
+    origin = "a new run" if loaded is None else f"goes on from step {step}"
+    parameters = sum(parameter.numel() for parameter in run.state.model.parameters())
+    processes = distributed.world_size()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return (
+        f"{run.directory.path}: {origin}; {parameters:,} parameters, {processes} "
+        f"process{'es' if processes > 1 else ''} on {name}"
+    )
 
 
 def nothing_left(config: Config, position: loop.Position) -> bool:
@@ -176,7 +190,7 @@ def assemble(
         state,
         training_data(config, data.training),
         validation_data(config, data),
-        Reporter(state, flops),
+        Reporter(state, flops, len(data.training)),
         checkpoints,
         directory,
         loop.Constants(words, layout.tensors()),
@@ -241,7 +255,8 @@ def validation_data(config: Config, data: RunData) -> ValidationData:
     dataset, size, rank = data.validation, distributed.world_size(), distributed.rank()
     sampler = EvaluationSampler(len(dataset), validation_batch(config), rank, size)
     batches = loader(dataset, sampler, config.train.workers, keep_workers=False)
-    return ValidationData(batches, data.statistics, examples(dataset, config.validation.maps))
+    shown = examples(dataset, config.validation.maps, data.statistics)
+    return ValidationData(batches, data.statistics, shown)
 
 
 def validation_batch(config: Config) -> int:
@@ -249,13 +264,14 @@ def validation_batch(config: Config) -> int:
     return config.validation.micro_batch or config.train.micro_batch
 
 
-def examples(dataset: ForecastDataset, number: int) -> Examples | None:
+def examples(dataset: ForecastDataset, number: int, statistics: Statistics) -> Examples | None:
     """The validation items of which rank 0 draws maps."""
     if number == 0 or not distributed.is_main():
         return None
     few = dataset.thinned(number)
     items = collate([few[item] for item in range(len(few))])
-    return Examples(items, bool(dataset.grid.lat[0, 0] < dataset.grid.lat[-1, 0]))
+    south_first = bool(dataset.grid.lat[0, 0] < dataset.grid.lat[-1, 0])
+    return Examples(items, statistics, dataset.reader.layout.units, south_first)
 
 
 def first_weights(config: Config) -> Loaded | None:

@@ -41,18 +41,19 @@ class RunDirectory:
         self._owner: dict[str, Any] | None = None
         self._released = threading.Event()
         self._lost = False
-        self._sigterm = False
+        self._stop_signal = False
         self._claimed_by: int | None = None
 
     def claim(self) -> None:
-        """Take the lock, forget old requests to stop, and from now on note SIGTERM.
+        """Take the lock, forget old requests to stop, and from now on note SIGTERM and Ctrl-C.
 
         Raises:
             AqnetError: another run owns the directory (named), or it cannot be written.
         """
         distributed.on_main(self._claim)
         self._claimed_by = os.getpid()
-        signal.signal(signal.SIGTERM, self._on_sigterm)
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
 
     def status(self, text: str) -> None:
         """Write `running`, `finished`, `failed` or `interrupted` to the file `status`."""
@@ -69,7 +70,7 @@ class RunDirectory:
             print(f"warning: {error}", file=sys.stderr, flush=True)
 
     def stop_requested(self) -> bool:
-        """Whether SIGTERM came to this process or, on rank 0, `stop_requested` exists.
+        """Whether SIGTERM or Ctrl-C came to this process or, on rank 0, `stop_requested` exists.
 
         The ranks have to agree on it: `distributed.any_rank`.
 
@@ -78,19 +79,21 @@ class RunDirectory:
         """
         if self._lost:
             raise AqnetError(f"{self._lock}: another run has taken this run directory; stopping")
-        if self._sigterm:
+        if self._stop_signal:
             return True
         return distributed.is_main() and (self.path / "stop_requested").exists()
 
-    def end_on_sigterm(self) -> None:
-        """From now on SIGTERM ends the process at once: there is nothing left to save."""
+    def end_on_signals(self) -> None:
+        """From now on SIGTERM and Ctrl-C end the process at once: nothing is left to save."""
         if self._claimed_by == os.getpid():
             signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def release(self) -> None:
-        """Give the lock back; a request to stop counts as obeyed, and SIGTERM kills again."""
+        """Give the lock back; a request to stop counts as obeyed, and signals end the process."""
         if self._claimed_by == os.getpid():
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             self._claimed_by = None
         self._released.set()
         self._owner, owner = None, self._owner
@@ -113,7 +116,10 @@ class RunDirectory:
         self._owner = owner
         self._released.clear()
         threading.Thread(target=self._keep_touching, args=(owner,), daemon=True).start()
-        (self.path / "stop_requested").unlink(missing_ok=True)
+        request = self.path / "stop_requested"
+        if request.exists():
+            print(f"{request}: is from before this start; removed", flush=True)
+            request.unlink(missing_ok=True)
 
     def _break_or_refuse(self) -> None:
         """Remove a lock whose owner is gone.
@@ -148,9 +154,14 @@ class RunDirectory:
             except OSError:
                 continue  # a file system may be away for a moment; a lost lock is noticed above
 
-    def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() == self._claimed_by:  # a forked worker inherits this handler
-            self._sigterm = True
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._claimed_by:  # a forked worker inherits this handler
+            return
+        self._stop_signal = True
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            if distributed.is_main():  # print is not made for handlers
+                os.write(2, b"stopping after this step, with a checkpoint; Ctrl-C again: at once\n")
 
 
 def keep_config(path: Path, config: Config, loaded: Loaded | None) -> None:

@@ -101,7 +101,7 @@ def run_of(config: Config, device: torch.device) -> loop.TrainingRun:
         state,
         loop.TrainingData(sampler, batches, batch_of(config, grid, 0)),
         loop.ValidationData([], statistics_of(config)),
-        Reporter(state, 0.0),
+        Reporter(state, 0.0, ITEMS),
         Checkpoints(folder / "checkpoints", 1),
         Directory(folder),
         loop.Constants({}, {"grid": grid.to_dict()}),

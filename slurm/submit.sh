@@ -1,9 +1,18 @@
 #!/usr/bin/env bash
 # Checks a training job before it is queued, and queues it unless told --dry-run:
 #   CONFIG=... RUN_DIR=... slurm/submit.sh [--dry-run] [OPTION...] SCRIPT [key=value...]
-# from the repository's root. OPTIONs are those of sbatch, written --name=value; SCRIPT is
-# slurm/train.sbatch or slurm/lumi.sbatch; key=value go to train.py. SITE and NPROC as in SCRIPT.
+# from the repository's root.
+#   CONFIG, RUN_DIR  the config file and the run directory
+#   SITE, NPROC      a file of slurm/site/ and the processes per node, both optional (see SCRIPT)
+#   OPTION           of sbatch, written --name=value, such as --nodes=4
+#   SCRIPT           slurm/train.sbatch or slurm/lumi.sbatch
+#   key=value        for train.py
+# Exit status 2, and nothing queued, where something would keep the job from training.
 set -euo pipefail
+if [ "${1:-}" = --help ] || [ "${1:-}" = -h ]; then
+  sed -n '2,/^set /s/^# \{0,1\}//p' "$0"
+  exit 0
+fi
 dry_run=
 if [ "${1:-}" = --dry-run ]; then
   dry_run=yes

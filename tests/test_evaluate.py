@@ -8,16 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import xarray
 
 import evaluate
 import train
 from aqnet import config as configs
+from aqnet.batch import Forecast
 from aqnet.checkpoint import files as checkpoint_files
 from aqnet.checkpoint.files import Loaded
 from aqnet.config import Config
 from aqnet.data.layout import Layout
 from aqnet.data.record import open_stores
 from aqnet.errors import AqnetError
+from aqnet.evaluation.forecasts import zarr_files
+from aqnet.grid import Grid
 from tests.data.test_dataset import STATISTICS, normalised
 from tests.data.worlds import config, grid, hour, write_both
 
@@ -40,11 +44,45 @@ def test_a_forecast_needs_only_the_stores_of_its_hours(tmp_path: Path):
     shutil.rmtree(tmp_path / "2016.zarr")
     last = hour("2015-12-31T22")  # both its targets lie in the year that is gone
     options = evaluate.command_line().parse_args(["--output", "there"])
-    item = evaluate.reader_at(last, options, checkpoint).item(last)
+    item = evaluate.reader_at(np.array([last]), options, checkpoint).item(last)
     np.testing.assert_allclose(item.fields[0], normalised("pm25", last), rtol=1e-5)
     assert item.targets.isnan().all() and not item.mask.any()
     with pytest.raises(AqnetError, match=r"2016\.zarr: no such store"):
-        evaluate.reader_at(hour("2016-01-01T02"), options, checkpoint)
+        evaluate.reader_at(np.array([hour("2016-01-01T02")]), options, checkpoint)
+
+
+def test_a_range_of_hours_is_forecast_into_one_store_as_each_hour_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    write_both(tmp_path)  # every hour but 5 to 7 of 30 December
+    settings = config(tmp_path, lead_times=[3, 24])
+    checkpoint, device = trained(tmp_path, settings), torch.device("cpu")
+
+    def forecaster(self: evaluate.Trained, where: Grid, device: torch.device) -> Any:
+        return lambda batch: Forecast(
+            batch.fields[:, :1].nan_to_num()[:, None].expand_as(batch.targets)
+        )
+
+    monkeypatch.setattr(evaluate.Trained, "forecaster", forecaster)
+    first, last = "2015-12-30T03", "2015-12-30T09"
+    for text in (f"{first}/{last}", "2015-12-30T08"):
+        options = ["--output", str(tmp_path / "out"), "--forecast", text, "--no-pictures"]
+        options += ["--micro-batch", "2"]
+        evaluate.forecast_only(evaluate.command_line().parse_args(options), checkpoint, device)
+    said = capsys.readouterr().out
+    assert f"{first}/{last}: 3 of 7 hours have no fields and are left out" in said
+    together = xarray.open_zarr(tmp_path / f"out/forecast_{first}_{last}.zarr")
+    assert [str(time)[11:13] for time in together.time.values] == ["03", "04", "08", "09"]
+    alone = xarray.open_zarr(tmp_path / "out/forecast_2015-12-30T08.zarr")
+    name = settings.data.targets[0]
+    assert alone[name].notnull().any()
+    xarray.testing.assert_equal(together.isel(time=[2]), alone)
+
+
+@pytest.mark.parametrize("text", ["2016-01-02/2016-01-01", "2016-01-01/soon", "2016-01-01/"])
+def test_a_range_that_is_none_is_refused(text: str):
+    with pytest.raises(AqnetError, match=r"ends before it begins|no time such as"):
+        zarr_files.hours_of(text)
 
 
 def test_a_checkpoint_knows_grid_channels_units_and_static_fields_of_its_stores(tmp_path: Path):

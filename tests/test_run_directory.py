@@ -168,12 +168,15 @@ def test_status_is_one_known_word(tmp_path: Path):
     run.release()
 
 
-def test_a_request_to_stop_is_seen_and_forgotten_at_start_and_end(tmp_path: Path):
+def test_a_request_to_stop_is_seen_and_forgotten_at_start_and_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     request = tmp_path / "stop_requested"
     request.touch()
     run = RunDirectory(tmp_path)
     run.claim()
     assert not request.exists() and not run.stop_requested()
+    assert f"{request}: is from before this start; removed" in capsys.readouterr().out
     request.touch()
     assert run.stop_requested()
     run.release()
@@ -202,6 +205,35 @@ def test_sigterm_asks_to_stop_however_often_it_comes(tmp_path: Path):
     run.release()
 
 
+def test_ctrl_c_asks_to_stop_and_says_how_to_end_at_once(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    run = RunDirectory(tmp_path)
+    run.claim()
+    os.kill(os.getpid(), signal.SIGINT)
+    assert run.stop_requested()
+    assert "Ctrl-C again: at once" in capfd.readouterr().err
+    run.release()
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
+def ask_twice(folder: Path) -> None:
+    run = RunDirectory(folder)
+    run.claim()
+    os.kill(os.getpid(), signal.SIGINT)
+    (folder / "asked").write_text(str(run.stop_requested()))
+    os.kill(os.getpid(), signal.SIGINT)
+    (folder / "outlived").touch()
+
+
+def test_a_second_ctrl_c_ends_the_process_at_once(tmp_path: Path):
+    process = get_context("fork").Process(target=ask_twice, args=(tmp_path,))
+    process.start()
+    process.join(20)
+    assert process.exitcode == -signal.SIGINT
+    assert (tmp_path / "asked").read_text() == "True" and not (tmp_path / "outlived").exists()
+
+
 def outlive_sigterm(run: RunDirectory) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
     sys.exit(3 if run.stop_requested() else 0)
@@ -224,14 +256,16 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path):
         RunDirectory(tmp_path / "file/run").claim()
 
 
-def test_sigterm_ends_a_run_at_once_that_has_nothing_left_to_save(tmp_path: Path):
+def test_sigterm_and_ctrl_c_end_a_run_at_once_that_has_nothing_left_to_save(tmp_path: Path):
     run = RunDirectory(tmp_path)
     run.claim()
     run.status("finished")
-    run.end_on_sigterm()
+    run.end_on_signals()
     with pytest.raises(SystemExit) as ended:
         os.kill(os.getpid(), signal.SIGTERM)
     assert ended.value.code == 143
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
     assert not run.stop_requested()
     run.release()
     assert (tmp_path / "status").read_text() == "finished\n" and not (tmp_path / "lock").exists()

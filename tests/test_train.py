@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -159,6 +160,29 @@ def test_run_asked_to_stop_is_interrupted_and_continues_to_the_same_bits(
     complete(stopped)
     assert (tmp_path / "stopped/status").read_text() == "finished\n"
     assert_same_parameters(whole, tmp_path / "stopped")
+
+
+def test_ctrl_c_stops_with_a_checkpoint_and_runs_say_what_they_are(
+    tiny: dict[str, Any], tmp_path: Path
+):
+    run_dir = tmp_path / "run"
+    start = command(tiny, run_dir, 1, "train.max_steps=2000", "validation.every=2000")
+    process = begin(start)
+    wait_for_step(run_dir, 5)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert (run_dir / "status").read_text() == "interrupted\n"
+    step = int((run_dir / "checkpoints/latest").read_text().removeprefix("step_"))
+    assert step >= 5 and f"{run_dir}: interrupted at step {step}" in output
+    parameters_said = re.search(rf"{run_dir}: a new run; ([\d,]+) parameters, 1 process on", output)
+    assert parameters_said, output
+    held = sum(tensor.numel() for tensor in parameters(run_dir).values())
+    assert 0 < int(parameters_said[1].replace(",", "")) <= held  # the others are buffers
+    assert re.search(r"step 3/2000 .* eta \d+:\d\d:\d\d  ", output), output
+
+    again = complete([*start, f"train.max_steps={step + 1}"])
+    assert f"{run_dir}: goes on from step {step}; {parameters_said[1]} parameters" in again
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """The configuration: YAML in, frozen dataclasses out, and what they must not hold."""
 
 from aqnet.config.batches import accumulation
-from aqnet.config.channels import STATIC_VARIABLES, Channel, channel
+from aqnet.config.channels import POLLUTANTS, STATIC_VARIABLES, Channel, channel, lowest
 from aqnet.config.continuation import changes_forbidden_on_continuation
 from aqnet.config.keys import (
     Config,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+POLLUTANTS = ("pm25", "pm10", "so2", "no2", "co", "o3")  # concentrations
 STATIC_VARIABLES = ("lat2d", "lon2d", "elevation", "population")
 _NAME = re.compile(r"([^@]+)(?:@([+-]\d+)h|@mean(\d+)d)?")
 
@@ -40,6 +43,14 @@ class Channel:
     def to_come(self) -> bool:
         """Whether it is weather after the input time."""
         return self.hours > 0
+
+
+def lowest(names: Sequence[str]) -> tuple[float, ...]:
+    """The lowest value that each variable can have: 0 for a concentration, else -infinity.
+
+    Forecasts below it are set to it, in every output and score.
+    """
+    return tuple(0.0 if name in POLLUTANTS else -math.inf for name in names)
 
 
 def channel(name: str) -> Channel:

@@ -1,4 +1,8 @@
-"""The sections of a configuration and their keys, with defaults, as frozen dataclasses."""
+"""The sections of a configuration and their keys, with defaults, as frozen dataclasses.
+
+`docs/make_config.py` makes the reference in docs/config.md of them: each key has its lines below
+`Attributes:`.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,12 @@ from aqnet.config.channels import STATIC_VARIABLES, Channel
 
 @dataclass(frozen=True)
 class Source:
-    """Files of one layout: `path` is a glob, `names` maps aqnet's names to the file's."""
+    """Source files of one layout, an entry of `data.sources`.
+
+    Attributes:
+        path: a glob, `**` for folders, of NetCDF, Zarr, GRIB or archives of NetCDF.
+        names: what the files call a variable, by aqnet's name of it.
+    """
 
     path: str
     names: dict[str, str] = field(default_factory=dict)
@@ -19,7 +28,13 @@ class Source:
 
 @dataclass(frozen=True)
 class Split:
-    """Each a list of years (2013), months (2013-10) or date ranges (2013-03-01/2013-09-30)."""
+    """Which times are for what; each a list of periods.
+
+    Attributes:
+        train: what the model, the statistics, the domain and the simple forecasts are made from.
+        validation: what chooses the best checkpoint and calibrates quantiles.
+        test: what a finished model is scored on.
+    """
 
     train: tuple[str, ...]
     validation: tuple[str, ...]
@@ -33,7 +48,32 @@ class Split:
 
 @dataclass(frozen=True)
 class Data:
-    """What is read, how it is put on the model grid, and which samples there are."""
+    """What is read, how it is put on the model grid, and which samples there are.
+
+    Attributes:
+        stores: folder of the training stores, YEAR.zarr and statistics.json, that `prepare` writes.
+        variables: inputs at the input time, with a time or static.
+        targets: what is forecast; among `variables` too unless `model.predict` is `value` and
+            `model.transport` is `off`.
+        split: the periods of training, validation and test.
+        lead_times: hours after the input time that are forecast.
+        history_hours: 0, then earlier hours (negative) whose values are inputs too.
+        weather: variables whose values after the input time are inputs too.
+        weather_hours: the hours after the input time of `weather`; both or neither.
+        recent_days: as inputs, means of the targets over so many days before the input time's.
+        sources: source files, of which `prepare` makes the stores; the first entry gives grid and
+            hours.
+        units: the unit of a variable, where its files say none or a wrong one.
+        missing_values: codes in the files that mean a missing value and are not declared there.
+        utc_offset: hours east of UTC of the files' times.
+        static_files: a file of `elevation` or `population`, instead of the sources'.
+        mask_file: a field that is positive inside the domain; without, cells that ever have a
+            target.
+        winds: whether u and v are eastward and northward (`earth`) or along the grid's axes.
+        resample: `area` means or `bilinear` values on a coarser grid of `shape`.
+        shape: rows and columns of the model grid, such as 128x256, with `resample`.
+        dtype: of the fields in the stores.
+    """
 
     stores: str
     variables: tuple[str, ...]
@@ -71,7 +111,12 @@ class Data:
 
 @dataclass(frozen=True)
 class Terrain:
-    """Terrain attention: in all blocks, or in the listed ones (counted from 0)."""
+    """Terrain attention, which needs elevation among `data.variables`.
+
+    Attributes:
+        enabled: whether lifting and lowering air costs attention.
+        blocks: the blocks that have it, counted from 0; all without.
+    """
 
     enabled: bool = True
     blocks: tuple[int, ...] | None = None
@@ -79,7 +124,34 @@ class Terrain:
 
 @dataclass(frozen=True)
 class Model:
-    """Sizes and switches of `aqnet.model.climax.ClimaX`."""
+    """Sizes and switches of `aqnet.model.climax.ClimaX`; docs/model.md says more.
+
+    Attributes:
+        patch: side of a patch in cells; a patch is a token.
+        embed_dim: numbers of a token; a multiple of `num_heads`.
+        depth: transformer blocks.
+        decoder_depth: hidden layers of the head.
+        num_heads: of attention.
+        mlp_ratio: width of a block's hidden layer over `embed_dim`.
+        drop_path: share of residual branches left out in training.
+        drop_rate: dropout on embeddings, projections and MLP.
+        tokens: patches that touch the `domain`, or `all`.
+        missing: `ignore` a variable that is missing in a whole patch, or `fill` it with its mean.
+        lead_time_mode: all lead times from one pass, or one pass each, `conditioned` on its own.
+        attention: to all tokens, or to those of a `window` along the scan.
+        window: tokens of a window.
+        scan: tokens are read along the sample's wind, or by rows from the north.
+        scan_embedding: whether a token is told its rank in the scan.
+        regions: rows and columns of regions that have a wind and ranks of their own.
+        terrain: terrain attention.
+        transport: follow the air back along the wind, for the forecast and the inputs (`fields`),
+            for `attention`, or both (`wind`); needs u and v among `data.variables`.
+        calendar: hour and height of the sun as inputs, and the day of the year.
+        predict: what the network adds to damped persistence, or the value itself.
+        quantiles: levels between 0 and 1, forecast beside the mean.
+        activation_checkpointing: compute blocks again in the backward pass instead of keeping them.
+        compatibility: the arithmetic of older checkpoints, docs/weights.md.
+    """
 
     patch: int = 2
     embed_dim: int = 768
@@ -110,7 +182,43 @@ class Model:
 
 @dataclass(frozen=True)
 class Train:
-    """The optimizer steps."""
+    """The optimizer steps; a run ends at the first of the limits that are given.
+
+    Attributes:
+        micro_batch: input times per process and backward.
+        effective_batch: forecasts, (input time, lead time) pairs, per optimizer step, of all
+            processes.
+        max_steps: the limit in optimizer steps.
+        max_epochs: the limit in passes over the training split.
+        max_hours: the limit in hours of training, restarts included.
+        max_items: input times of the training split that are used, evenly spread; all without.
+        learning_rate: its peak.
+        learning_rate_factors: of parameters, by the beginning of their name; 0 freezes.
+        weight_decay: of AdamW.
+        warmup_steps: steps in which the learning rate rises.
+        decay_steps: step at which its cosine reaches 0; `max_steps` without.
+        clip_norm: the largest norm of the gradient; .inf does not clip.
+        loss: squared error, or Huber's.
+        huber_delta: where Huber's loss becomes linear, in standard deviations.
+        target_weights: weights of targets in the loss, 1 where not given.
+        lead_time_weights: weights of lead times in the loss, such as {96: 0.5}.
+        ema_decay: keep a moving average of the weights, which is what is validated and used.
+        weather_dropout: share of training samples without weather to come.
+        patience: validations in a row without a lower loss that end the run.
+        precision: bf16 runs linear layers and plain attention in it.
+        compile: with torch.compile.
+        deterministic: the same bits on a GPU too, slower.
+        max_bad_steps: steps in a row without finite loss and gradient that end the run.
+        checkpoint_every: steps between checkpoints.
+        keep_best: checkpoints of lowest validation loss that are kept, besides the newest two.
+        checksum_every: steps between comparisons of all processes' parameters.
+        timeout_seconds: longest wait for the other processes.
+        workers: loader processes per process; 0 reads in the process itself.
+        log_every: steps between lines of the log.
+        init_from: a run directory or checkpoint whose weights a fresh run starts from.
+        init_statistics: normalise as that `checkpoint` or by the `data`; with `init_from`.
+        evaluate_after_training: score the best checkpoint on the test split in RUN_DIR/evaluation.
+    """
 
     micro_batch: int = 1
     effective_batch: int = 64
@@ -148,7 +256,14 @@ class Train:
 
 @dataclass(frozen=True)
 class Validation:
-    """How often, in optimizer steps, and on how many items (evenly spread) to validate."""
+    """When and on what to validate.
+
+    Attributes:
+        every: optimizer steps between validations.
+        max_items: input times, evenly spread; all of the split without.
+        micro_batch: input times per forward; `train.micro_batch` without.
+        maps: input times of which TensorBoard shows maps.
+    """
 
     every: int = 500
     max_items: int | None = None
@@ -160,7 +275,10 @@ class Validation:
 class Plan:
     """What `aqnet.plan` cannot read elsewhere.
 
-    `peak_tflops` is that of one process's device; with it telemetry tells the share in use.
+    Attributes:
+        grid: rows and columns, where there are no stores yet.
+        domain_fraction: share of the cells in the domain, where there are no stores yet.
+        peak_tflops: of one process's device; with it telemetry tells the share in use.
     """
 
     grid: tuple[int, int] | None = None
@@ -178,7 +296,17 @@ class Report:
 
 @dataclass(frozen=True)
 class Config:
-    """One experiment."""
+    """One experiment.
+
+    Attributes:
+        run_dir: folder of checkpoints, log and status; `run_dir=...` on the command line.
+        data: what is read, and which samples there are.
+        seed: of first weights, the order of samples and dropout.
+        model: sizes and switches.
+        train: batches, length, optimizer.
+        validation: when and on what.
+        plan: for `python -m aqnet.plan` alone.
+    """
 
     run_dir: str
     data: Data

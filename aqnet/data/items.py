@@ -106,6 +106,11 @@ class ItemReader:
                 "data.history_hours before an input time count as well)"
             )
 
+    def known(self, times: Hours) -> Hours:
+        """Those of some input times of which, and of whose history, there are fields."""
+        needed = times[:, None] + np.array(self.config.data.history_hours)
+        return times[np.isin(needed, self._source.hours).all(axis=1)]
+
     def wind(self, time: int) -> Array | None:
         """Eastward and northward wind [2, H, W] in m/s of one hour, None where there is none."""
         names, kind = ("u", "v"), self.layout.kind("u")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from aqnet.evaluation import metrics, probabilities
 from aqnet.evaluation.baselines import distributions
 from aqnet.evaluation.baselines.distributions import Distributions
+from aqnet.physical import possible
 
 Values = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -28,15 +29,19 @@ class OddsScores:
     """
 
     def __init__(
-        self, simple: Distributions, thresholds: Values, area: Values, subsets: int
+        self,
+        simple: Distributions,
+        targets: Sequence[str],
+        thresholds: Values,
+        area: Values,
+        subsets: int,
     ) -> None:
         """`thresholds` of events [T], NaN for none; `area` of cells in each region, [R, N]."""
-        self.simple, self.levels = simple, simple.levels
+        self.simple, self.levels, self._targets = simple, simple.levels, targets
         self._thresholds, self._area = thresholds, area
         self._sums = probabilities.sums(self.levels)
         self._kept = len(self._sums) - 3 * probabilities.RELIABILITY_BINS
-        leads, targets = simple.errors.shape[1:3]
-        shape = len(FORECASTS), leads, targets, len(area), subsets, len(self._sums)
+        shape = len(FORECASTS), *simple.errors.shape[1:3], len(area), subsets, len(self._sums)
         self.totals = np.zeros(shape)
         self.days: dict[int, Values] = {}
 
@@ -55,7 +60,9 @@ class OddsScores:
             quantiles: the model's, physical, shape [Q, K, T, N]; simple: the simple forecasts.
             pairs: which count, of truth [K, T, N]; subsets: S' of them, shape [S', K, N].
         """
-        found = {"aqnet": quantiles, **self.simple.quantiles(time, simple)}
+        found: dict[str, NDArray[Any]] = {"aqnet": quantiles}
+        for name, values in self.simple.quantiles(time, simple).items():
+            found[name] = possible(values, self._targets)
         fixed = self.levels, pairs, truth, self._thresholds, self._area, subsets
         return np.stack([probabilities.sums_of(found[name], *fixed) for name in FORECASTS])
 

@@ -26,6 +26,7 @@ from aqnet.evaluation.histograms import Records
 from aqnet.evaluation.odds import OddsScores
 from aqnet.evaluation.stations import Observations, StationScores
 from aqnet.grid import Grid, cell_areas
+from aqnet.physical import clipped, physical, possible
 
 Values = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -34,11 +35,13 @@ SUBSETS = ("all", *SEASONS, "sudden_change")
 
 
 class Item(NamedTuple):
-    """What one input time adds: pairs left out, sums [F, K, T, R, 2 + others, M], the forecasts at
-    the stations [F, K, T, P] and the sums of `OddsScores`, if there are any."""
+    """What one input time adds: pairs left out, the model's values and quantiles that were below 0,
+    sums [F, K, T, R, 2 + others, M], the forecasts at the stations [F, K, T, P] and the sums of
+    `OddsScores`, if there are any."""
 
     time: int
     excluded: int
+    clipped: tuple[int, int]
     sums: Values
     at_stations: NDArray[np.float32] | None
     odds: Values | None
@@ -80,8 +83,7 @@ class Scorer:
         self.regions = ("all", *regions)
         area = cell_areas(grid.lat.numpy(), grid.lon.numpy())[self.cells]
         self.area = np.stack([area, *(area * mask[self.cells] for mask in regions.values())])
-        mean, std = statistics.of(config.data.targets)
-        self.mean, self.std = mean.numpy(), std.numpy()
+        self.statistics, self.mean = statistics, statistics.of(config.data.targets)[0].numpy()
         levels = metrics.EVENT_THRESHOLDS
         self.thresholds = np.array([levels.get(name, np.nan) for name in config.data.targets])
         self.records = Records(config, self.mean, self.thresholds)
@@ -94,16 +96,19 @@ class Scorer:
             (len(self.forecasts), k, t, len(self.regions), len(self.subsets), len(metrics.SUMS))
         )
         # of the forecasts that have a value wherever any has
-        self.cell_errors = CellErrors(self.own, k, self.std, int(self.cells.sum()))
+        std = statistics.of(config.data.targets)[1].numpy()
+        self.cell_errors = CellErrors(self.own, k, std, int(self.cells.sum()))
         self.stations: StationScores | None = None
         if observations is not None:
             about = config, self.mean, self.thresholds, self.forecasts, self.own
             self.stations = StationScores(observations, *about)
         self.odds: OddsScores | None = None
         if distributions is not None:
-            self.odds = OddsScores(distributions, self.thresholds, self.area, len(SUBSETS))
+            what = config.data.targets, self.thresholds, self.area, len(SUBSETS)
+            self.odds = OddsScores(distributions, *what)
         self.days: dict[int, Values] = {}
         self.samples = self.excluded = 0
+        self.clipped = np.zeros(2, np.int64)  # values, quantiles
 
     def score(self, batch: Batch, forecast: Forecast) -> list[Item]:
         """What each item of a batch adds, given its forecast."""
@@ -119,13 +124,14 @@ class Scorer:
 
     def _physical(self, values: Tensor) -> Values:
         """Normalised values [..., T, H, W] in the cells of the domain, [..., T, N]."""
-        found = values.cpu()[..., torch.from_numpy(self.cells)].double().numpy()
-        return found * self.std[:, None] + self.mean[:, None]
+        in_domain = values.cpu()[..., torch.from_numpy(self.cells)]
+        return physical(in_domain, self.config.data.targets, self.statistics)
 
     def add(self, item: Item) -> None:
         """Add an item; rank 0 calls it in time order, which makes the result exact."""
         sums = item.sums
         self.samples, self.excluded = self.samples + 1, self.excluded + item.excluded
+        self.clipped += item.clipped
         self.records.keep(item.time, sums)
         later = [item.time + lead for lead in self.config.data.lead_times]
         seasons = [1 + (month_of(time) + 1) % 12 // 3 for time in later]
@@ -147,8 +153,11 @@ class Scorer:
         self, time: int, model: Values, truth: Values, valid: Flags, quantiles: Values | None
     ) -> Item:
         """A pair counts where the truth is known and aqnet and the simple forecasts have a value;
-        for another forecast, and in the subset common with it, where that has one as well."""
-        own = {"aqnet": model, **self.baselines.forecasts(time, self.observed(time))}
+        for another forecast, and in the subset common with it, where that has one as well. In none
+        is a concentration below 0."""
+        targets = self.config.data.targets
+        simple = self.baselines.forecasts(time, self.observed(time))
+        own = {"aqnet": model, **{name: possible(part, targets) for name, part in simple.items()}}
         complete = valid & np.all([np.isfinite(part) for part in own.values()], axis=0)
         self.records.count(model, truth, complete)
         for number, values in enumerate(own.values()):
@@ -156,7 +165,7 @@ class Scorer:
         climate = np.nan_to_num(own["climatology"])
         subsets = np.stack([np.ones_like(complete[:, 0]), self._sudden(truth, own["persistence"])])
         fixed = truth, climate, self.mean, self.thresholds, self.area
-        others = [other.forecast(time) for other in self.others]
+        others = [possible(other.forecast(time), targets) for other in self.others]
         known = [complete & np.isfinite(values) for values in others]
         sums = []
         scored = [(values, complete) for values in own.values()]
@@ -169,10 +178,13 @@ class Scorer:
             points = self.stations.observations.points
             every = [points(values) for values in (*own.values(), *others)]
             at_stations = np.stack(every).astype(np.float32)
-        odds = None
+        odds, below = None, 0
         if self.odds is not None and quantiles is not None:
             odds = self.odds.of(time, quantiles, own, complete, truth, subsets)
-        return Item(time, int(valid.sum() - complete.sum()), np.stack(sums), at_stations, odds)
+            below = clipped(quantiles, targets)
+        left_out = int(valid.sum() - complete.sum())
+        counts = clipped(model, targets), below
+        return Item(time, left_out, counts, np.stack(sums), at_stations, odds)
 
     def skill_by_cell(self) -> Values:
         """The model's skill in each cell against the simple forecast that is best over the whole
@@ -230,14 +242,15 @@ def score_all(
 class Progress:
     """Plain lines, at most one every 5 s."""
 
-    def __init__(self, total: int) -> None:
-        self._total, self._said = total, clock.monotonic()
+    def __init__(self, total: int, done: str = "evaluated") -> None:
+        """`done`: what is done with each of `total` input times."""
+        self._total, self._done, self._said = total, done, clock.monotonic()
 
     def __call__(self, done: int) -> None:
         """Say how many samples are done."""
         if clock.monotonic() - self._said > 5.0 or done == self._total:
             self._said = clock.monotonic()
-            print(f"evaluated {done} of {self._total} input times", flush=True)
+            print(f"{self._done} {done} of {self._total} input times", flush=True)
 
 
 def drawn(times: NDArray[np.int64], number: int | None, seed: int) -> NDArray[np.int64]:

@@ -177,13 +177,13 @@ def _hour(line: Line, column: str) -> int:
     if _DATE.fullmatch(text):
         raise LeftOut("dates without an hour")
     text = re.sub(r"\s+(?=[+-]\d\d:?\d\d$)", "", text)  # EEA: 2019-01-01 00:00:00 +01:00
-    if match := _MIDNIGHT.fullmatch(text):
-        text = f"{date.fromisoformat(match[1]) + timedelta(days=1)}T00:00{match[4]}"
-    if line.eea and not re.search(r"(Z|[+-]\d\d:?\d\d)$", text[10:]):
-        text += _EEA_ZONE
     try:
+        if match := _MIDNIGHT.fullmatch(text):
+            text = f"{date.fromisoformat(match[1]) + timedelta(days=1)}T00:00{match[4]}"
+        if line.eea and not re.search(r"(Z|[+-]\d\d:?\d\d)$", text[10:]):
+            text += _EEA_ZONE
         return hour_of(text)
     except OffTheHour:
         raise LeftOut("times that are no whole hour") from None
-    except AqnetError as error:
-        raise AqnetError(f"{line.where}: {error}") from None
+    except (AqnetError, ValueError, OverflowError):
+        raise LeftOut("times that cannot be read") from None

@@ -26,18 +26,23 @@ class Observations:
     """Values at stations inside the domain.
 
     Attributes:
-        names: ids, in the order of the file.
+        places: latitude and longitude of each station by its id, in the order of the file.
         points: interpolation from the cells of the domain to the stations.
         values: by hour since 1970 UTC, in the unit of the target, NaN where there is none [T, P].
         left_out: how many lines of the files do not count, by reason.
         tolerated: how many lines count though something is odd, by what.
     """
 
-    names: tuple[str, ...]
+    places: dict[str, tuple[float, float]]
     points: Interpolation
     values: dict[int, Fields]
     left_out: dict[str, int]
     tolerated: dict[str, int]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The ids."""
+        return tuple(self.places)
 
 
 def read(
@@ -96,7 +101,8 @@ def read(
         )
     inside = Interpolation(points.corners[:, points.inside], points.weights[:, points.inside])
     left_out = dict(sorted(counts.items()))
-    return Observations(tuple(number_of), inside, values, left_out, dict(tolerated))
+    kept = {name: places[name] for name in number_of}
+    return Observations(kept, inside, values, left_out, dict(tolerated))
 
 
 class StationScores:

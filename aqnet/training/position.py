@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,29 @@ def check_learned(position: Position, run_dir: Path) -> str | None:
     if best > _USELESS:
         return f"the lowest validation loss is {best:.4g}, that of the training data's mean about 1"
     return f"{counted}; {AGAIN}" if 2 * position.bad_steps > position.global_step else None
+
+
+def time_left(config: Config, now: Position, start: Position, num_items: int) -> str | None:
+    """How long until a run reaches its first limit, as h:mm:ss, at the pace since its start.
+
+    Args:
+        now: in a step, whose own items and time are not counted yet.
+        num_items: of an epoch.
+    Returns:
+        None in the first step.
+    """
+    train, steps = config.train, now.global_step - start.global_step - 1
+    if steps < 1:
+        return None
+    pace, ends = (now.seconds - start.seconds) / steps, []
+    if train.max_steps is not None:
+        ends.append(pace * (train.max_steps - now.global_step))
+    if train.max_epochs is not None:
+        items = (train.max_epochs - now.epoch) * num_items - now.items_consumed
+        ends.append(pace * (items * len(config.data.lead_times) / train.effective_batch - 1))
+    if train.max_hours is not None:
+        ends.append(3600 * train.max_hours - now.seconds)
+    return str(timedelta(seconds=round(max(0.0, min(ends)))))
 
 
 def is_finished(config: Config, position: Position) -> bool:

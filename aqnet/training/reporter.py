@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -11,7 +12,9 @@ from torch import Tensor
 
 from aqnet import distributed
 from aqnet.distributed.launch import peak_bytes
+from aqnet.physical import physical_fields, present
 from aqnet.training.maps import Examples, mosaic
+from aqnet.training.position import time_left
 from aqnet.training.step import StepResult, TrainingState
 from aqnet.training.telemetry import Telemetry
 
@@ -19,10 +22,12 @@ from aqnet.training.telemetry import Telemetry
 class Reporter:
     """Makes the log of a run: scalars are means over the steps between two log lines."""
 
-    def __init__(self, state: TrainingState, item_flops: float) -> None:
-        """`item_flops`: of the forward and backward of one item."""
+    def __init__(self, state: TrainingState, item_flops: float, num_items: int) -> None:
+        """`item_flops`: of the forward and backward of one item; `num_items`: of an epoch."""
         self._config, self._stopwatch = state.config, state.stopwatch
         self._item_flops = item_flops
+        self._position, self._start = state.position, replace(state.position)
+        self._num_items = num_items
         self._weights = state.weights.cpu()
         self.telemetry = Telemetry(
             self._config.run_dir,
@@ -56,7 +61,8 @@ class Reporter:
             shown = ("train/loss", "train/learning_rate", "items_per_second")
             brief = {name.removeprefix("train/"): values[name] for name in shown}
             shares = {name: value for name, value in values.items() if name.startswith("time/")}
-            self.telemetry.progress(step, {**brief, **shares})
+            left = time_left(self._config, self._position, self._start, self._num_items)
+            self.telemetry.progress(step, {**brief, **shares}, left)
         self._forget()
 
     def validation(self, step: int, values: Mapping[str, float]) -> None:
@@ -70,14 +76,18 @@ class Reporter:
 
     def maps(self, step: int, forecast: Tensor, examples: Examples) -> None:
         """Draw `forecast` [B, K, T, H, W] of the example items beside their truth."""
-        batch = examples.batch
+        batch, data = examples.batch, self._config.data
         truth = torch.where(batch.mask, batch.targets, torch.nan)
+        now, ours, real = (
+            physical_fields(part, data.targets, examples.statistics)
+            for part in (present(batch, data), forecast, truth)
+        )
         for item, time in enumerate(batch.time.tolist()):
-            for column, target in enumerate(self._config.data.targets):
-                ours, real = (values[item, :, column].numpy() for values in (forecast, truth))
+            for row, target in enumerate(data.targets):
+                fields = now[item, row], ours[item, :, row], real[item, :, row]
+                about = data.lead_times, examples.units[target], examples.south_first
                 name = f"maps/{target}/{np.datetime64(time, 'h')}"
-                draw = partial(mosaic, ours, real, examples.south_first)
-                self.telemetry.picture(step, name, draw)
+                self.telemetry.picture(step, name, partial(mosaic, *fields, *about))
 
     def bad_step(self, step: int, loss: float, norm: float, times: list[list[int]]) -> None:
         """Report a skipped step with its items' input times."""

@@ -129,8 +129,8 @@ class Telemetry:
         if self._bar is not None:
             self._bar.update()
 
-    def progress(self, step: int, values: Mapping[str, float]) -> None:
-        """One line: step, scalars, and the shares of time (names `time/...`) in per cent."""
+    def progress(self, step: int, values: Mapping[str, float], left: str | None = None) -> None:
+        """One line: step, scalars, the time left, and shares of time (`time/...`) in per cent."""
         of = f"/{self._last_step}" if self._last_step is not None else ""
         plain = [f"{name} {value:.4g}" for name, value in values.items() if "time/" not in name]
         shares = [
@@ -138,7 +138,8 @@ class Telemetry:
             for name, value in values.items()
             if name.startswith("time/")
         ]
-        self.say("  ".join([f"step {step}{of}", *plain, *shares]))
+        eta = [f"eta {left}"] if left is not None else []
+        self.say("  ".join([f"step {step}{of}", *plain, *eta, *shares]))
 
     def flush(self) -> None:
         """Call with each checkpoint: a run killed after it does not write these points again, and

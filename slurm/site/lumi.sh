@@ -5,6 +5,10 @@ preset=lumi-g
 
 # A container of the LUMI AI factory: ROCm, torch 2.10, and the aws-ofi-rccl plugin, without which
 # RCCL falls back to TCP over Slingshot. The module sets what it needs to see of the system.
+if ! command -v module >/dev/null; then
+  echo "PROBLEM  slurm/site/lumi.sh: there is no command 'module' here; this file is for LUMI's nodes" >&2
+  exit 2
+fi
 module purge
 module use /appl/local/laifs/modules
 module load lumi-aif-singularity-bindings

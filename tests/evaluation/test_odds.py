@@ -65,9 +65,9 @@ def scorer() -> run.Scorer:
     return result
 
 
-def looped(scorer: run.Scorer, region: str, subset: str) -> tuple[float, float]:
-    """CRPS and coverage of the model's PM2.5 at 24 h by a loop over times and cells."""
-    scores, inside, weights = 0.0, 0.0, 0.0
+def looped(scorer: run.Scorer, region: str, subset: str) -> tuple[float, float, float]:
+    """CRPS, coverage and width of the model's PM2.5 at 24 h by a loop over times and cells."""
+    scores, inside, width, weights = 0.0, 0.0, 0.0, 0.0
     cells = list(zip(*np.nonzero(MASK.numpy()), strict=True))
     for batch, forecast in batches():
         hour = int(batch.time[0])
@@ -80,11 +80,12 @@ def looped(scorer: run.Scorer, region: str, subset: str) -> tuple[float, float]:
                 continue
             mean = float(forecast[0, 1, 0, y, x]) * 30.0 + 60.0
             weight = np.cos(np.radians(float(GRID.lat[y, x])))
-            quantiles = (mean + SPREAD)[:, None]
+            quantiles = np.maximum(mean + SPREAD, 0.0)[:, None]
+            width += weight * float(quantiles[-1, 0] - quantiles[0, 0])
             scores += weight * probabilities.crps(quantiles, np.array([truth]), LEVELS)[0]
             inside += weight * (abs(truth - mean) <= 30.0)
             weights += weight
-    return scores / weights, inside / weights
+    return scores / weights, inside / weights, width / weights
 
 
 @pytest.mark.parametrize(("region", "subset"), [("all", "MAM"), ("north", "MAM"), ("all", "DJF")])
@@ -98,10 +99,10 @@ def test_rows_hold_the_scores_of_a_loop_over_times_and_cells(
         for row in table.rows(scorer, UNITS)
         if all(row[key] == value for key, value in wanted.items())
     ]
-    crps, coverage = looped(scorer, region, subset)
+    crps, coverage, width = looped(scorer, region, subset)
     assert row["crps"] == pytest.approx(crps, rel=1e-5)
     assert row["coverage_90"] == pytest.approx(coverage, rel=1e-9)
-    assert row["width_90"] == pytest.approx(60.0, rel=1e-5)
+    assert row["width_90"] == pytest.approx(width, rel=1e-5)
 
 
 def test_skill_is_against_the_simple_distributions_and_others_have_no_odds(scorer: run.Scorer):
@@ -151,6 +152,31 @@ def test_two_runs_are_compared_by_crps_where_both_have_odds(scorer: run.Scorer, 
     compare.run(tmp_path / "a", better, tmp_path / "out")
     with (tmp_path / "out" / "compare.csv").open() as file:
         assert "crps_difference_low" in next(csv.reader(file))
+
+
+def test_forecast_files_and_exceedances_hold_no_concentration_below_0(tmp_path: Path):
+    path, times = tmp_path / "forecasts.zarr", np.array(list(HOURS)[:1])
+    zarr_files.create(path, times, WITH, GRID, UNITS)
+    batch, forecast = next(batches())
+    low = torch.full_like(forecast, -2.5)  # standard deviations: -15 and -5 ug/m3
+    zarr_files.Writer(path, times, WITH, GRID, STATISTICS).write(batch, with_quantiles(low))
+    zarr_files.commit(path)
+    found = xarray.open_zarr(path).isel(time=0)
+    assert (found["pm25"].values[:, MASK.numpy()] == 0).all()
+    assert np.isnan(found["pm25"].values[:, ~MASK.numpy()]).all()
+    quantiles = found["pm25_quantile"].values[..., MASK.numpy()]
+    np.testing.assert_allclose(quantiles, np.broadcast_to([[0], [0], [15]], quantiles.shape))
+
+
+def test_quantiles_of_the_simple_distributions_are_not_below_0_either(scorer: run.Scorer):
+    assert scorer.odds is not None
+    time, shape = HOURS[0], (2, 2, int(MASK.sum()))
+    truth, pairs = np.full(shape, 2.0), np.ones(shape, bool)
+    simple = {"damped_anomaly": np.full(shape, -1000.0)}
+    quantiles, subsets = np.zeros((3, *shape)), np.ones((1, 2, shape[-1]), bool)
+    sums = scorer.odds.of(time, quantiles, simple, pairs, truth, subsets)
+    ours, damped = sums[0], sums[FORECASTS.index("damped_anomaly")]
+    np.testing.assert_allclose(damped, ours)  # both say 0 at every level
 
 
 def test_forecast_files_hold_quantiles_and_probabilities(tmp_path: Path):

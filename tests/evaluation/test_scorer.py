@@ -1,6 +1,7 @@
 """Scorer and rows: which pairs count, seasons, other people's forecasts, against plain loops."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +72,7 @@ def fitted() -> baselines.Baselines:
     training = range(FIRST - 24 * 40, FIRST + 24 * 4)
     stream = lambda wanted: ((hour, truth_at(hour)) for hour in training)  # noqa: E731
     times = np.array(training)[:-24]
-    return baselines.fit(stream, times, observed_at, truth_at, GRID, LEADS, {1, 2})
+    return baselines.fit(stream, times, observed_at, truth_at, GRID, LEADS, np.array(HOURS))
 
 
 def batches() -> Iterator[tuple[Batch, torch.Tensor]]:
@@ -101,6 +102,32 @@ def model_at(hour: int) -> np.ndarray:
 @pytest.fixture(scope="module")
 def simple() -> baselines.Baselines:
     return fitted()
+
+
+@pytest.mark.parametrize("name", ["aqnet", "damped_persistence", "cams"])
+def test_concentrations_forecast_below_0_count_as_0_whoever_made_them(
+    simple: baselines.Baselines, name: str, monkeypatch: pytest.MonkeyPatch
+):
+    scores = {}
+    for value in (-7.0, 0.0):
+        like = np.full((2, 2, int(MASK.sum())), value)
+        other = ExternalForecast()
+        monkeypatch.setattr(other, "forecast", lambda time, like=like: like)
+        weights = np.stack([np.full((2, 2), value), np.zeros((2, 2))], axis=-1)  # of 1 and x
+        fitted = replace(simple, weights={**simple.weights, "damped_persistence": weights})
+        besides = run.Besides({}, (other,))
+        scorer = run.Scorer(CONFIG, GRID, STATISTICS, fitted, observed_at, besides)
+        for batch, _ in batches():
+            mean, std = (part.float()[:, None, None] for part in STATISTICS.of(TARGETS))
+            forecast = ((value - mean) / std).expand_as(batch.targets)
+            for item in scorer.score(batch, Forecast(forecast)):
+                scorer.add(item)
+        row = scorer.forecasts.index(name)
+        scores[value] = scorer.totals[row, ..., 0, 0, :]
+        if value < 0:  # every lead time, target and cell of every input time
+            assert scorer.clipped.tolist() == [len(HOURS) * like.size, 0]
+    np.testing.assert_allclose(scores[-7.0], scores[0.0], rtol=1e-6, atol=1e-6)
+    assert scores[0.0][..., 0].all()  # there are pairs
 
 
 def looped(wanted: Callable[[int, int, int], bool], target: int, row: int) -> tuple[int, float]:

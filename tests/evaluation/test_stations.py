@@ -5,13 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.collections import PathCollection
 
 from aqnet.batch import Forecast
 from aqnet.data.sources.limits import in_our_unit
 from aqnet.errors import AqnetError
 from aqnet.evaluation import run, station_files, stations
 from aqnet.evaluation.baselines import SIMPLE
-from aqnet.evaluation.report import table
+from aqnet.evaluation.report import stations_section, table
+from aqnet.evaluation.report.maps import Chart
 from tests.evaluation.test_scorer import (
     CONFIG,
     FIRST,
@@ -56,10 +58,13 @@ def test_every_line_counts_or_is_reported(tmp_path: Path):
         f"A,30,100,{time(FIRST - 999)},no2,3",
         f"far,10,100,{at},no2,3",
         f'"masked, but near",30.4,102,{at},no2,3',
+        f"A,30,100,{at[:8]}31T12:00,no2,9",  # of February
+        f"A,30,100,{at[:8]}30T24:00,no2,9",
         f"B,50,102.9,{at}+08:00,no2,9",
     )
     found = stations.read(path, CONFIG, GRID, np.append(WANTED, FIRST + 4), in_our_unit)
     assert found.names == ("A", "B")
+    assert found.places == {"A": (30.0, 100.0), "B": (50.0, 102.9)}
     assert found.left_out == {
         "at other times": 1,
         "duplicates": 1,
@@ -67,6 +72,7 @@ def test_every_line_counts_or_is_reported(tmp_path: Path):
         "negative values": 1,
         "stations outside the domain": 2,
         "times that are no whole hour": 1,
+        "times that cannot be read": 2,
         "unknown pollutant dust": 1,
         "without a value": 1,
     }
@@ -79,7 +85,7 @@ def test_every_line_counts_or_is_reported(tmp_path: Path):
     [
         ("A,30,100,2018-02-27T12,pm25,high", r"line 2: value is 'high'"),
         ("A,north,100,2018-02-27T12,pm25,1", r"line 2: lat is 'north'"),
-        ("A,30,100,noon,pm25,1", r"line 2: 'noon' is no time"),
+        ("A,30,100,noon,pm25,1", r"no line counts.*1 times that cannot be read"),
         ("A,30,100,2018-02-27T12", r"line 2: fewer columns"),
         ("far,10,100,2018-02-27T12,pm25,1", r"no line counts.*1 stations outside the domain"),
     ],
@@ -292,6 +298,26 @@ def test_scores_agree_with_a_loop_over_hand_interpolated_forecasts(tmp_path: Pat
     assert pooled["rmse"] == pytest.approx(np.sqrt(total))
     assert {row["pollutant"] for row in rows} == {"pm25"}  # nobody observes NO2
     assert {row["forecast"] for row in rows} == {"aqnet", *SIMPLE, "cams"}
+    section = stations_section.html(rows, None)
+    best = find(rows, forecast=pooled["best_simple"], region="all", **ours)
+    cells = (
+        f"<td>24 h</td><td>{pooled['n']}</td><td>{pooled['rmse']:.2f}</td><td>{best['rmse']:.2f}"
+    )
+    assert "All 2 stations" in section and cells in section
+    assert "no intervals" in section and "no2" not in section
+    lead, figure = stations_section.skill_map(Chart(GRID), rows, found.places, LEADS)
+    panel, _bar = figure.axes
+    assert lead == 24 and panel.get_title().endswith("2 stations")
+    (dots,) = [part for part in panel.collections if isinstance(part, PathCollection)]
+    np.testing.assert_allclose(dots.get_offsets(), [[100.25, 32.0], [103.0, 50.0]])
+    skills = [
+        find(rows, forecast="aqnet", region=name, **ours)["skill_best_simple"] for name in "AB"
+    ]
+    np.testing.assert_allclose(dots.get_array(), skills)
+
+
+def test_without_stations_there_is_no_section():
+    assert stations_section.html([], None) == ""
 
 
 def find(rows: list[dict], **wanted: object) -> dict:

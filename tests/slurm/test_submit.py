@@ -80,6 +80,40 @@ def test_job_that_would_fail_is_not_queued(
     assert "sbatch -" not in output and "sbatch slurm" not in output
 
 
+def test_help_says_what_is_given_and_looks_at_nothing():
+    done = subprocess.run(
+        ["bash", "slurm/submit.sh", "--help"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={"PATH": os.environ["PATH"]},
+    )
+    assert done.returncode == 0 and done.stderr == ""
+    assert done.stdout.startswith("Checks a training job before it is queued")
+    for word in ("--dry-run", "CONFIG", "RUN_DIR", "SITE", "NPROC", "slurm/lumi.sbatch"):
+        assert word in done.stdout
+    assert "set -euo" not in done.stdout
+
+
+def test_site_that_needs_modules_says_in_one_line_that_there_are_none(tmp_path: Path):
+    done = subprocess.run(
+        ["bash", "slurm/submit.sh", "--dry-run", "slurm/lumi.sbatch"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={
+            "PATH": os.environ["PATH"],
+            "CONFIG": "configs/lumi_800.yaml",
+            "RUN_DIR": str(tmp_path),
+        },
+    )
+    assert done.returncode == 2
+    (line,) = (done.stdout + done.stderr).splitlines()
+    assert line.startswith("PROBLEM") and "'module'" in line
+
+
 def test_times_are_read_as_slurm_reads_them():
     texts = ("30", "30:15", "2:30:15", "1-12", "1-12:30", "1-12:30:15", "UNLIMITED")
     day = 86400

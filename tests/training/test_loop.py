@@ -20,6 +20,7 @@ from aqnet.data.sampler import TrainSampler
 from aqnet.errors import AqnetError
 from aqnet.training import loop
 from aqnet.training.maps import Examples
+from aqnet.training.position import Position, time_left
 from aqnet.training.reporter import Reporter
 from aqnet.training.step import TrainingState, check_ranks_agree
 from tests.distributed.test_distributed import on_two
@@ -84,7 +85,7 @@ def run_of(
         state,
         loop.TrainingData(sampler, Loader(sampler, poison), toy.batch_of([-1])),
         loop.ValidationData([], Statistics((), (), ())),  # type: ignore[arg-type]
-        Reporter(state, 1e6),
+        Reporter(state, 1e6, ITEMS),
         checkpoints,
         Directory(Path(config.run_dir)),
         loop.Constants({}, {}),
@@ -159,6 +160,22 @@ def test_run_ends_after_its_hours_restarts_included(
     assert loop.fit(second) == "finished"
     assert second.state.position.global_step == 3 and second.state.position.seconds == 3600
     assert second.state.position.validated_step == 3  # the end is validated though not due
+
+
+def test_the_time_left_goes_by_the_first_limit_at_the_pace_since_the_start(tmp_path: Path):
+    limits = {"max_steps": 200, "max_epochs": 3, "max_hours": 0.5}
+
+    def left(now: Position, **chosen: Any) -> str | None:
+        config = settings(tmp_path, **{"max_steps": None, "decay_steps": 9, **chosen})
+        return time_left(config, now, Position(global_step=50, seconds=600.0), num_items=100)
+
+    # step 61 of a run continued after 50: the ten before it took 20 s; 4 items a step
+    now = Position(global_step=61, epoch=2, items_consumed=36, seconds=620.0)
+    assert left(now, max_steps=limits["max_steps"]) == "0:04:38"  # 139 steps of 2 s
+    assert left(now, max_epochs=limits["max_epochs"]) == "0:00:30"  # 64 items but for this step's
+    assert left(now, max_hours=limits["max_hours"]) == "0:19:40"
+    assert left(now, **limits) == "0:00:30"
+    assert left(dataclasses.replace(now, global_step=51), **limits) is None  # nothing was timed
 
 
 def test_stop_during_validation_leaves_it_to_the_continuation(tmp_path: Path):
@@ -238,7 +255,9 @@ def test_maps_of_the_examples_are_drawn_seldom_and_reach_tensorboard(tmp_path: P
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = run_of(settings(tmp_path, max_steps=9), [1.0] * 9)
-    examples = Examples(toy.batch_of([3, 9]), south_first=False)
+    numbers = Statistics(("pm25", "so2", "co"), (40.0, 5.0, 300.0), (20.0, 4.0, 100.0))
+    units = dict.fromkeys(numbers.names, "ug m-3")
+    examples = Examples(toy.batch_of([3, 9]), numbers, units, south_first=False)
     run.validation = dataclasses.replace(run.validation, examples=examples)
     loop.fit(run)
     board = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"images": 0}).Reload()

@@ -66,9 +66,9 @@ def test_progress_line_names_step_loss_and_time_shares(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     telemetry = Telemetry(tmp_path, active=True, last_step=10)
-    telemetry.progress(3, {"loss": 0.12345678, "time/forward": 0.25})
+    telemetry.progress(3, {"loss": 0.12345678, "time/forward": 0.25}, "0:01:10")
     telemetry.close()
-    assert capsys.readouterr().out == "step 3/10  loss 0.1235  forward 25%\n"
+    assert capsys.readouterr().out == "step 3/10  loss 0.1235  eta 0:01:10  forward 25%\n"
 
 
 class Terminal(io.StringIO):

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from aqnet.config import POLLUTANTS
 from aqnet.errors import AqnetError
 
-POLLUTANTS = ("pm25", "pm10", "so2", "no2", "co", "o3")
 PACKING_NOISE = 0.01  # ug/m3; packed files hold values down to this far below zero
 
 CONCENTRATION = "ug m-3"
@@ -19,7 +19,7 @@ MIXING_RATIO = "kg kg-1"
 DRY_AIR = 287.05  # specific gas constant [J kg-1 K-1]
 _MOLAR_MASS = {"so2": 64.066, "no2": 46.0055, "co": 28.0101, "o3": 47.9982}  # g mol-1 (IUPAC)
 _MOLAR_MASS_OF_AIR = 28.9647  # g mol-1, dry (US Standard Atmosphere)
-_CANONICAL: Mapping[str, str] = {
+CANONICAL: Mapping[str, str] = {
     **dict.fromkeys(POLLUTANTS, CONCENTRATION),
     "u": "m s-1",
     "v": "m s-1",
@@ -74,7 +74,7 @@ _BY_VOLUME = re.compile(r"([munp]?)mol mol-1|pp([mbt])v?")
 
 def canonical_unit(name: str) -> str | None:
     """aqnet's unit of a variable, None where it knows no such variable."""
-    return _CANONICAL.get(name)
+    return CANONICAL.get(name)
 
 
 def conversion(name: str, found: str | None, origin: str) -> Conversion:
@@ -89,7 +89,7 @@ def conversion(name: str, found: str | None, origin: str) -> Conversion:
     Raises:
         AqnetError: the unit is absent, unknown or of another quantity.
     """
-    expected = _CANONICAL.get(name)
+    expected = CANONICAL.get(name)
     hint = f"set data.units.{name} in the config if the file is wrong"
     if found is None or not found.strip():
         raise AqnetError(

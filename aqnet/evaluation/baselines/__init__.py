@@ -1,6 +1,6 @@
 """The simple forecasts, fitted on the training years, that a model has to beat."""
 
-from aqnet.evaluation.baselines.climatology import month_of, months_of
+from aqnet.evaluation.baselines.climatology import month_of
 from aqnet.evaluation.baselines.simple import (
     RECENT_DAYS,
     SIMPLE,
@@ -18,5 +18,4 @@ __all__ = [
     "Observed",
     "fit",
     "month_of",
-    "months_of",
 ]

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from aqnet import distributed
 from aqnet.errors import AqnetError
+from aqnet.evaluation.baselines.transport import Truth
 
 Values = NDArray[np.float64]
 Fields = NDArray[np.float32]
@@ -53,7 +54,7 @@ class Climatology:
         return mean
 
 
-def fit(stream: Stream, mask: Flags, num_targets: int, wanted_months: set[int]) -> Climatology:
+def fit(stream: Stream, mask: Flags, num_targets: int, later: Hours, truth: Truth) -> Climatology:
     """The climatology of the training hours; all ranks call, each gets the whole.
 
     A rank works on whole calendar months (of all years), so that what it adds up does not depend
@@ -63,9 +64,10 @@ def fit(stream: Stream, mask: Flags, num_targets: int, wanted_months: set[int]) 
         stream: given a function that says which hours to read, makes an iterator over
             (hour, targets [T, H, W]) in time order, NaN = missing.
         mask: the domain [H, W].
-        wanted_months: 0 to 11, those of the times to be forecast.
+        later: the times to be forecast; truth: the targets of any hour, nothing but NaN of one that
+            does not exist.
     Raises:
-        AqnetError: a wanted month has no training value of some target.
+        AqnetError: a month has a truth to be forecast of some target, but no training value.
     """
     own = range(distributed.rank(), 12, distributed.world_size())
     shape = num_targets, int(mask.sum())
@@ -80,7 +82,7 @@ def fit(stream: Stream, mask: Flags, num_targets: int, wanted_months: set[int]) 
     for month in own:
         known[month] = counts[month].sum(2)
     distributed.sum_(torch.from_numpy(known))
-    _check_months(known, wanted_months)
+    _check_months(known.sum(1) > 0, later, lambda hour: truth(hour)[:, mask])
     climate, filled = np.zeros((12, 24, *shape), np.float32), np.zeros(2, np.int64)
     for month in own:
         means, number = _fill(sums.pop(month), counts.pop(month), known.sum((0, 2)) > 0)
@@ -88,11 +90,6 @@ def fit(stream: Stream, mask: Flags, num_targets: int, wanted_months: set[int]) 
     for part in (climate, filled):  # adding zeros changes nothing
         distributed.sum_(torch.from_numpy(part))
     return Climatology(climate, (int(filled[0]), int(filled[1])))
-
-
-def months_of(hours: Hours) -> set[int]:
-    """Months (0 to 11) in which the hours since 1970 UTC lie."""
-    return set(np.unique(months_at(hours)).tolist())
 
 
 def month_of(hour: int) -> int:
@@ -106,17 +103,22 @@ def months_at(hours: Hours) -> Hours:
     return months
 
 
-def _check_months(known: NDArray[np.int64], wanted_months: set[int]) -> None:
-    """Refuse, on rank 0, months without a value; `known` counts values [12, 24, T]."""
+def _check_months(known: Flags, later: Hours, truth: Truth) -> None:
+    """Refuse, on rank 0, target times `later` with a `truth` [T, N] of which the month has no
+    training value; `known` says which months have some, [12, T]."""
 
     def check() -> None:
         if not known.any():
             raise AqnetError("the training split has no value; simple forecasts cannot be fitted")
-        lacking = [m + 1 for m in sorted(wanted_months) if (known[m].sum(0) == 0).any()]
+        lacking: set[int] = set()
+        for hour in np.unique(later[~known[months_at(later)].all(-1)]).tolist():
+            month = month_of(hour)
+            if month + 1 not in lacking and np.isfinite(truth(hour)[~known[month]]).any():
+                lacking.add(month + 1)
         if lacking:
             raise AqnetError(
-                f"data.split.train has no value of some target in month {lacking}, which the "
-                "evaluated split needs for its climatology; train on these months too"
+                f"data.split.train has no value of some target in month {sorted(lacking)}, which "
+                "the evaluated split needs for its climatology; train on these months too"
             )
 
     distributed.on_main(check)

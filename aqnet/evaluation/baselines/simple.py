@@ -109,7 +109,7 @@ def fit(
     truth: Truth,
     grid: Grid,
     lead_times: Sequence[int],
-    wanted_months: set[int],
+    later: Hours,
 ) -> Baselines:
     """The simple forecasts of the training hours; all ranks call, each gets the whole.
 
@@ -120,12 +120,13 @@ def fit(
         times: input times, of which the weights are fitted: up to TIMES of them.
         read: gives what is known at an input time; truth: the targets of any hour, nothing but NaN
             of one that does not exist.
-        wanted_months: 0 to 11, those of the times to be forecast.
+        later: the times to be forecast.
     Raises:
-        AqnetError: a wanted month has no training value of some target, or a lead time no pair.
+        AqnetError: a month of them has a truth of some target, but no training value; or a lead
+            time no pair.
     """
     mask, first = grid.mask.numpy(), read(int(times[0]))
-    climate = climatology.fit(stream, mask, len(first.targets), wanted_months)
+    climate = climatology.fit(stream, mask, len(first.targets), later, truth)
     air = None
     if first.wind is not None:
         air = transport.fit(times[:: -(-len(times) // SEARCHED)], read, truth, grid, lead_times)

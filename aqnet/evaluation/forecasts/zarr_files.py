@@ -23,6 +23,7 @@ from aqnet.evaluation.interpolation import bilinear
 from aqnet.evaluation.metrics import EVENT_THRESHOLDS
 from aqnet.files import partial_of, replace_folder, writing
 from aqnet.grid import Grid
+from aqnet.physical import physical_fields
 
 # names of the CF standard name table
 STANDARD_NAMES: Mapping[str, str] = {
@@ -121,9 +122,7 @@ class Writer:
         self._group, self._targets = group, config.data.targets
         self._levels = config.model.quantiles
         self._rows = {int(time): row for row, time in enumerate(times)}
-        mean, std = numbers.of(config.data.targets)
-        self._mean, self._std = mean[:, None, None], std[:, None, None]
-        self._mask = grid.mask
+        self._numbers, self._mask = numbers, grid.mask
 
     def write(self, batch: Batch, forecast: Forecast) -> None:
         """Write the items of a batch that are wanted."""
@@ -149,9 +148,7 @@ class Writer:
 
     def _physical(self, values: Tensor) -> NDArray[np.float64]:
         """Normalised values [..., T, H, W] in their units, NaN outside the domain."""
-        physical = values.double().cpu() * self._std + self._mean
-        found: NDArray[np.float64] = physical.where(self._mask, np.nan).numpy()
-        return found
+        return np.where(self._mask, physical_fields(values, self._targets, self._numbers), np.nan)
 
 
 class ExternalForecast:
@@ -215,9 +212,23 @@ def hour_of(text: str) -> int:
     return int(hour)
 
 
+def hours_of(text: str) -> tuple[int, int]:
+    """First and last hour since 1970 UTC of `FIRST/LAST`, both included; of one time, itself twice.
+
+    Raises:
+        AqnetError: it names no such hours, or ends before it begins.
+    """
+    first, slash, last = text.partition("/")
+    begin, end = hour_of(first), hour_of(last if slash else first)
+    if end < begin:
+        raise AqnetError(f"{text!r} ends before it begins")
+    return begin, end
+
+
 def missing(batch: Batch, config: Config, grid: Grid) -> dict[str, float]:
-    """Share of the domain's cells in which an input of the first item has no value, where any."""
-    lost = batch.fields[0][:, grid.mask].isnan().double().mean(1)
+    """Share of the domain's cells in which an input has no value, where any, in the item that lacks
+    most."""
+    lost = batch.fields[:, :, grid.mask].isnan().double().mean(2).amax(0)
     shares = zip(config.input_variables, lost.tolist(), strict=True)
     return {name: share for name, share in shares if share > 0}
 

@@ -6,12 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from aqnet.batch import Batch, Forecast, Statistics
 from aqnet.config import Config
 from aqnet.evaluation import probabilities
+from aqnet.physical import physical_fields, present
 
 Values = NDArray[np.float64]
 
@@ -27,6 +29,7 @@ class Example:
             unknown; None where it is no input.
         exceedance: probability that each event threshold is reached, shape [K, T, H, W], NaN where
             a target has none; None without `model.quantiles`.
+        present: the targets at the input time, shape [T, H, W], NaN where unknown or no input.
     """
 
     time: int
@@ -34,6 +37,7 @@ class Example:
     truth: Values | None
     wind: Values | None
     exceedance: Values | None = None
+    present: Values | None = None
 
 
 def of(
@@ -48,22 +52,21 @@ def of(
     Its truth is None where no target is known. `wind_at` gives u and v [2, H, W] of an hour, None
     where the hour is unknown.
     """
-    mean, std = (part.numpy()[:, None, None] for part in statistics.of(config.data.targets))
-    truth = np.where(batch.mask[0].numpy(), batch.targets[0].numpy(), np.nan)
+
+    def in_units(values: Tensor) -> Values:
+        return physical_fields(values[0], config.data.targets, statistics)
+
+    truth = in_units(batch.targets.where(batch.mask, torch.nan))
     wind = None
     if {"u", "v"} <= set(config.data.variables):
         unknown = np.full((2, *truth.shape[-2:]), np.nan)
         hours = [int(batch.time[0]) + lead for lead in config.data.lead_times]
         winds = [wind_at(hour) for hour in hours]
         wind = np.stack([unknown if found is None else found for found in winds])
-    known = truth * std + mean if np.isfinite(truth).any() else None
-
-    def physical(values: Tensor) -> Values:
-        found: Values = values[0].double().cpu().numpy() * std + mean
-        return found
-
+    known = truth if np.isfinite(truth).any() else None
     exceedance = None
     if forecast.quantiles is not None:
         what = config.model.quantiles, config.data.targets
-        exceedance = probabilities.exceedances(physical(forecast.quantiles), *what)
-    return Example(int(batch.time[0]), physical(forecast.mean), known, wind, exceedance)
+        exceedance = probabilities.exceedances(in_units(forecast.quantiles), *what)
+    now = in_units(present(batch, config.data))
+    return Example(int(batch.time[0]), in_units(forecast.mean), known, wind, exceedance, now)

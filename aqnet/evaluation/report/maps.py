@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,8 @@ from numpy.typing import NDArray
 from aqnet.config import Config
 from aqnet.config.periods import hour_text
 from aqnet.evaluation.metrics import EVENT_THRESHOLDS
+from aqnet.evaluation.report import names
 from aqnet.evaluation.report.example_forecast import Example
-from aqnet.evaluation.report.names import in_picture as label
-from aqnet.evaluation.report.names import unit as unit_text
 from aqnet.grid import Grid, continuous, wrapped
 
 Values = NDArray[np.float64]
@@ -104,7 +104,7 @@ class Chart:
         axes.quiverkey(arrows, 0.95, -0.13, 10.0, "10 m/s", **place)
 
     def terrain(self, axes: Any) -> None:
-        """Draw contours of elevation."""
+        """Draw contours of elevation, labelled in m."""
         if self.elevation is None or min(self.mask.shape) < 2:
             return
         levels = [
@@ -114,8 +114,9 @@ class Chart:
         ]
         if levels:
             height = np.ma.masked_invalid(self.elevation)
-            lines = {"levels": levels, "colors": "0.35", "linewidths": 0.4}
-            axes.contour(self.x, self.y, height, **lines)
+            look = {"levels": levels, "colors": "0.35", "linewidths": 0.4}
+            lines = axes.contour(self.x, self.y, height, **look)
+            axes.clabel(lines, fmt="%g m", fontsize=5)
 
     def _visible(self, lines: list[Values]) -> list[Values]:
         """The lines of (longitude, latitude) that touch the chart, on paper."""
@@ -161,45 +162,80 @@ def outlines() -> dict[str, list[Values]]:
 
 
 def draw(chart: Chart, shown: Example, target: int, config: Config, unit: str) -> Figure:
-    """Forecast, truth and error of one target, a row per lead time; forecast alone without truth.
+    """One target at the input time, where it is an input, then forecast, truth and error, a row per
+    lead time; forecast alone where the truth is unknown.
 
-    Forecast and truth of a row share one scale, from their 0.5th to their 99.5th percentile; the
-    error's scale is symmetric.
+    All rows share one scale, from the 0.5th to the 99.5th percentile of all their values, and one
+    of errors, which is symmetric.
     """
-    leads, name = config.data.lead_times, label(config.data.targets[target])
-    parts = 1 if shown.truth is None else 2
+    rows = _rows(chart, shown, target, config.data.lead_times)
+    values = np.concatenate([part for _, *fields, _ in rows for part in _known(chart, *fields)])
+    scale = Normalize(*(np.percentile(values, [0.5, 99.5]) if len(values) else (0.0, 1.0)))
+    errors = np.concatenate(
+        [
+            part
+            for _, ours, real, _ in rows
+            if real is not None
+            for part in _known(chart, ours - real)
+        ]
+        or [np.ones(1)]
+    )
+    top = float(np.percentile(np.abs(errors), 99.5))
     height = PANEL * np.ptp(chart.limits[1]) * chart.aspect / np.ptp(chart.limits[0])
-    bar_at = LEFT + parts * (PANEL + GAP)
-    width = bar_at + BAR + (0.0 if shown.truth is None else PANEL + GAP + BAR)
-    figure = Figure(figsize=(width, len(leads) * (height + TOP + BELOW)))
+    some_truth = any(real is not None for _, _, real, _ in rows)
+    width = LEFT + PANEL + GAP + BAR + (2 * (PANEL + GAP) + BAR if some_truth else 0.0)
+    total = len(rows) * (height + TOP + BELOW)
+    figure = Figure(figsize=(width, total))
 
     def axes_at(row: int, left: float, size: float = PANEL) -> Any:
-        bottom = (len(leads) - 1 - row) * (height + TOP + BELOW) + BELOW
-        total = figure.get_figheight()
+        bottom = (len(rows) - 1 - row) * (height + TOP + BELOW) + BELOW
         return figure.add_axes((left / width, bottom / total, size / width, height / total))
 
-    for row, lead in enumerate(leads):
-        fields = [("forecast", shown.forecast[row, target])]
-        if shown.truth is not None:
-            fields.append(("truth", shown.truth[row, target]))
-        known = np.concatenate([field[chart.mask] for _, field in fields])
-        known = known[np.isfinite(known)]
-        scale = Normalize(*(np.percentile(known, [0.5, 99.5]) if len(known) else (0.0, 1.0)))
+    for row, (when, ours, real, wind) in enumerate(rows):
+        fields = [("input" if when.endswith("UTC") else "forecast", ours)]
+        fields += [] if real is None else [("truth", real)]
+        bar_at = LEFT + len(fields) * (PANEL + GAP)
         for column, (kind, field) in enumerate(fields):
             axes = axes_at(row, LEFT + column * (PANEL + GAP))
             image = chart.field(axes, field, SHADES, scale)
             axes.tick_params(labelleft=column == 0)
-            axes.set_title(f"{kind}, {hour_text(shown.time + lead)} UTC (+{lead} h)", fontsize=8)
+            axes.set_title(f"{kind}, {when}", fontsize=8)
             chart.terrain(axes)
-        if shown.wind is not None and np.isfinite(shown.wind[row]).any():
-            chart.arrows(axes, shown.wind[row])
-        _bar(figure, image, axes_at(row, bar_at, 0.12), f"{name} [{unit_text(unit)}]")
-        if shown.truth is not None:
+        if wind is not None:
+            chart.arrows(axes, wind)
+        name = names.in_picture(config.data.targets[target])
+        _bar(figure, image, axes_at(row, bar_at, 0.12), f"{name} [{names.unit(unit)}]")
+        if real is not None:
             axes = axes_at(row, bar_at + BAR)
             axes.tick_params(labelleft=False)
-            image = _error(axes, chart, shown.forecast[row, target] - shown.truth[row, target])
-            _bar(figure, image, axes_at(row, width - BAR, 0.12), f"error [{unit_text(unit)}]")
+            axes.set_title("error (forecast - truth)", fontsize=8)
+            image = chart.field(axes, ours - real, ERROR_SHADES, Normalize(-top, top))
+            _bar(figure, image, axes_at(row, width - BAR, 0.12), f"error [{names.unit(unit)}]")
     return figure
+
+
+def _rows(
+    chart: Chart, shown: Example, target: int, leads: Sequence[int]
+) -> list[tuple[str, Values, Values | None, Values | None]]:
+    """When, the field, its truth and the wind of each row of `draw`, None where unknown."""
+    found: list[tuple[str, Values, Values | None, Values | None]] = []
+    if shown.present is not None and np.isfinite(shown.present[target][chart.mask]).any():
+        found.append((f"{hour_text(shown.time)} UTC", shown.present[target], None, None))
+    for row, lead in enumerate(leads):
+        truth = None if shown.truth is None else shown.truth[row, target]
+        wind = None if shown.wind is None else shown.wind[row]
+        when = f"{hour_text(shown.time + lead)} UTC (+{lead} h)"
+        known = truth is not None and np.isfinite(truth[chart.mask]).any()
+        windy = wind is not None and np.isfinite(wind).any()
+        ours = shown.forecast[row, target]
+        found.append((when, ours, truth if known else None, wind if windy else None))
+    return found
+
+
+def _known(chart: Chart, *fields: Values | None) -> list[Values]:
+    """The values of fields in the domain, [N] each."""
+    inside = [field[chart.mask] for field in fields if field is not None]
+    return [values[np.isfinite(values)] for values in inside]
 
 
 def draw_odds(chart: Chart, shown: Example, target: int, config: Config, unit: str) -> Figure:
@@ -210,7 +246,7 @@ def draw_odds(chart: Chart, shown: Example, target: int, config: Config, unit: s
     row_height, width = height + TOP + BELOW, LEFT + PANEL + GAP + BAR
     total = len(leads) * row_height
     figure = Figure(figsize=(width, total))
-    least = f"{EVENT_THRESHOLDS[name]:g} {unit_text(unit)}"
+    least = f"{EVENT_THRESHOLDS[name]:g} {names.unit(unit)}"
     for row, lead in enumerate(leads):
         low = ((len(leads) - 1 - row) * row_height + BELOW) / total
         axes = figure.add_axes((LEFT / width, low, PANEL / width, height / total))
@@ -219,7 +255,7 @@ def draw_odds(chart: Chart, shown: Example, target: int, config: Config, unit: s
         chart.terrain(axes)
         bar = figure.add_axes(((LEFT + PANEL + GAP) / width, low, 0.12 / width, height / total))
         figure.colorbar(image, cax=bar).set_label(
-            f"odds of {label(name)} $\\geq$ {least}", fontsize=8
+            f"odds of {names.in_picture(name)} $\\geq$ {least}", fontsize=8
         )
         bar.tick_params(labelsize=7)
     return figure
@@ -228,13 +264,6 @@ def draw_odds(chart: Chart, shown: Example, target: int, config: Config, unit: s
 def _bar(figure: Figure, image: Any, axes: Any, text: str) -> None:
     figure.colorbar(image, cax=axes, extend="both").set_label(text, fontsize=8)
     axes.tick_params(labelsize=7)
-
-
-def _error(axes: Any, chart: Chart, error: Values) -> Any:
-    known = np.abs(error[chart.mask & np.isfinite(error)])
-    top = float(np.percentile(known, 99.5)) if len(known) else 1.0
-    axes.set_title("error (forecast - truth)", fontsize=8)
-    return chart.field(axes, error, ERROR_SHADES, Normalize(-top, top))
 
 
 def _corners(centres: Values) -> Values:

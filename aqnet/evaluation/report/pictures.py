@@ -73,8 +73,8 @@ def draw_all(
     keep("skill", "Skill against lead time", caption, curves.skill(table))
     chart = maps.Chart(grid)
     what = (
-        f"Forecast of {hour_text(shown.time)} UTC, the input time of median error. Forecast and "
-        "truth of a row share a scale; grey: outside the domain; white: no truth"
+        f"Forecast of {hour_text(shown.time)} UTC, the input time of median error. One scale for "
+        "all times; grey: outside the domain; white: unknown"
     )
     what += "; arrows: wind at that time" if shown.wind is not None else ""
     what += "; thin lines: terrain every 1,000 m." if grid.elevation is not None else "."

@@ -18,17 +18,20 @@ from aqnet.checkpoint.files import Loaded
 from aqnet.config import Config
 from aqnet.evaluation import daily_sums
 from aqnet.evaluation.metrics import EVENT_THRESHOLDS
-from aqnet.evaluation.report import odds_section, places, table
+from aqnet.evaluation.report import odds_section, places, stations_section, table
 from aqnet.evaluation.report import page as report
 from aqnet.evaluation.report.example_forecast import Example
 from aqnet.evaluation.report.places import AtPlaces, Place, Series
 from aqnet.evaluation.run import Scorer
+from aqnet.evaluation.stations import StationScores
 from aqnet.files import sync, writing
 from aqnet.grid import Grid
 
 NOTES = (
     "all forecasts are scored over the same pairs; excluded_pairs have a truth, but no value at "
     "the input time, which the simple forecasts need",
+    "no concentration is below 0: in every forecast scored here, also those not aqnet's, 0 stands "
+    "in for such values; values_below_0_clipped and quantiles_below_0_clipped count aqnet's",
     "event thresholds are 24-hour limits (O3: 8-hour) applied to hourly values",
     "ioa uses the training mean in place of the sample mean",
     "intervals: 95 %, bootstrap of blocks of 10 days",
@@ -116,6 +119,8 @@ def write(
         **about,
         "samples": scorer.samples,
         "excluded_pairs": scorer.excluded,
+        "values_below_0_clipped": int(scorer.clipped[0]),
+        "quantiles_below_0_clipped": int(scorer.clipped[1]) if scorer.odds else None,
         "station_lines_left_out": scorer.stations and scorer.stations.observations.left_out,
         "climatology_filled_from_month": scorer.baselines.climatology.filled[0],
         "climatology_filled_from_all_cells": scorer.baselines.climatology.filled[1],
@@ -126,6 +131,7 @@ def write(
     promises = given(weather, table.reliability(scorer))
     if scorer.odds is not None:
         table.write_csv(output / "reliability.csv", promises)
+    at_stations: report.Rows = []
     if scorer.stations is not None:
         at_stations = given(weather, table.rows(scorer.stations, units))
         table.write_csv(output / "stations.csv", at_stations)
@@ -140,11 +146,16 @@ def write(
         shown = typical, air_paths.of(scorer, worst), at_places(scorer, drawing)
         skill = scorer.skill_by_cell()
         drawn = pictures.draw_all(output / "pictures", *what, *shown, skill, history, weather)
+        if scorer.stations is not None and at_stations:
+            drawn.append(_stations_map(output, scorer, scorer.stations, at_stations, weather))
     settings = configs.to_dict(scorer.config)
-    report.write(output, known, rows, settings, drawn, odds_section.html(rows))
+    sections = odds_section.html(rows) + stations_section.html(at_stations, weather)
+    report.write(output, known, rows, settings, drawn, sections)
     if weather is not None:
         print(f"aqnet {report.given(weather)}:", flush=True)
     print(table.skill_table(rows), flush=True)
+    if scorer.clipped[0]:
+        print(f"{scorer.clipped[0]} values of aqnet were below 0 and count as 0", flush=True)
     if scorer.odds is not None:
         print(odds_section.line(rows), flush=True)
 
@@ -163,6 +174,22 @@ def at_places(scorer: Scorer, drawing: Drawing) -> AtPlaces:
         for week in places.weeks(times + leads[lead], weight, error)
     ]
     return AtPlaces(int(leads[lead]), chosen, series)
+
+
+def _stations_map(
+    output: Path, scorer: Scorer, scores: StationScores, rows: report.Rows, weather: str | None
+) -> report.Picture:
+    from aqnet.evaluation.report import maps, pictures
+
+    leads, places = scorer.config.data.lead_times, scores.observations.places
+    lead, figure = stations_section.skill_map(maps.Chart(scorer.grid), rows, places, leads)
+    path = output / "pictures" / "stations.png"
+    pictures.save(figure, path, report.given(weather))
+    caption = (
+        f"Skill of aqnet at +{lead} h against the best simple forecast at each station, 1 - MSE / "
+        "MSE; above 0 aqnet is better."
+    )
+    return report.Picture(path, report.titled("Stations", weather), caption)
 
 
 def given(weather: str | None, rows: report.Rows) -> report.Rows:

@@ -33,14 +33,19 @@ class Physical(nn.Module):
     input_std: Tensor
     output_mean: Tensor
     output_std: Tensor
+    output_lowest: Tensor
+    domain: Tensor
 
-    def __init__(self, model: ClimaX, config: Config, statistics: Statistics) -> None:
+    def __init__(self, model: ClimaX, config: Config, statistics: Statistics, grid: Grid) -> None:
         super().__init__()
         self.model = model
         for side, names in (("input", config.input_variables), ("output", config.data.targets)):
             mean, std = (values.float().view(-1, 1, 1) for values in statistics.of(names))
             self.register_buffer(f"{side}_mean", mean)
             self.register_buffer(f"{side}_std", std)
+        low = torch.tensor(configs.lowest(config.data.targets)).view(-1, 1, 1)
+        self.register_buffer("output_lowest", low)
+        self.register_buffer("domain", grid.mask)
 
     def forward(
         self, fields: Tensor, time: Tensor, lead_time: Tensor
@@ -53,15 +58,20 @@ class Physical(nn.Module):
             time: input time, hours since 1970-01-01 00:00 UTC, int64, shape [B].
             lead_time: hours, int64, shape [B, K].
         Returns:
-            In the same units, shape [B, K, T, H, W]; NaN outside the model's tokens. With
-            `model.quantiles` besides it the quantiles at these levels, [B, Q, K, T, H, W].
+            In the same units, concentrations at least 0, shape [B, K, T, H, W]; NaN outside the
+            domain. With `model.quantiles` besides it the quantiles at these levels, [B, Q, K, T, H,
+            W].
         """
         normalised = (fields - self.input_mean) / self.input_std
         mean, quantiles, _ = Forecast.of(self.model(normalised, time, lead_time))
-        mean = mean * self.output_std + self.output_mean
         if quantiles is None:
-            return mean
-        return mean, quantiles * self.output_std + self.output_mean
+            return self._published(mean)
+        return self._published(mean), self._published(quantiles)
+
+    def _published(self, values: Tensor) -> Tensor:
+        """Normalised values as `--forecast` writes them."""
+        physical = torch.maximum(values * self.output_std + self.output_mean, self.output_lowest)
+        return physical.where(self.domain, torch.nan)
 
 
 def main() -> int:
@@ -96,7 +106,7 @@ def export(loaded: Loaded, output: Path) -> None:
     grid = Grid.from_dict(loaded.grid)
     model = ClimaX(config, grid, statistics)
     model.load_state_dict(loaded.ema if loaded.ema is not None else loaded.model)
-    module = Physical(model, config, statistics).eval()
+    module = Physical(model, config, statistics, grid).eval()
     batch = torch.export.Dim("batch", min=1)
     shapes = {name: {0: batch} for name in ("fields", "time", "lead_time")}
     with torch.no_grad():

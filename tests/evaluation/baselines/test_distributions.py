@@ -53,7 +53,7 @@ def truth(hour: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def simple() -> baselines.Baselines:
-    return baselines.fit(stream, TIMES, read, truth, GRID, LEADS, set(range(12)))
+    return baselines.fit(stream, TIMES, read, truth, GRID, LEADS, TIMES)
 
 
 @pytest.fixture(scope="module")

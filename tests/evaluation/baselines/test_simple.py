@@ -71,8 +71,8 @@ def read_without_wind(hour: int) -> baselines.Observed:
     return read(hour)._replace(wind=None)
 
 
-def fitted(of=read, leads=LEADS, months=frozenset((0, 1))) -> baselines.Baselines:
-    return baselines.fit(stream, np.array(HOURS), of, truth, GRID, leads, set(months))
+def fitted(of=read, leads=LEADS, later=HOURS, truth=truth) -> baselines.Baselines:
+    return baselines.fit(stream, np.array(HOURS), of, truth, GRID, leads, np.array(later))
 
 
 @pytest.fixture(scope="module")
@@ -205,14 +205,21 @@ def test_without_stored_wind_there_is_no_transport_and_the_others_are_the_same(
         np.testing.assert_allclose(values, theirs[name], rtol=1e-12)
 
 
-def test_month_without_training_values_is_named():
-    with pytest.raises(AqnetError, match=r"month \[3\]"):
-        fitted(months=frozenset((1, 2)))
+MARCH = np.array([[START + 24 * 41, START + 24 * 41 + 12]])
 
 
-def test_months_are_counted_from_zero():
-    hours = np.array([START, START + 24 * 13])
-    assert baselines.months_of(hours) == {0, 1}
+def test_month_without_training_values_is_named_where_something_is_to_be_forecast():
+    def known_in_march(hour: int) -> np.ndarray:
+        return fields(hour) if hour == MARCH[0, 1] else truth(hour)
+
+    with pytest.raises(AqnetError, match=r"no value of some target in month \[3\]"):
+        fitted(later=MARCH, truth=known_in_march)
+
+
+def test_month_without_training_values_in_which_no_pair_counts_is_none_that_is_needed():
+    found = fitted(later=MARCH)  # of which nothing is known
+    assert np.isnan(found.climatology.at(int(MARCH[0, 0]))).all()
+    assert np.isnan(found.forecasts(HOURS[-1], read(HOURS[-1]))["climatology"]).sum() == 0
 
 
 def test_training_hours_of_the_climatology_are_read_once():
@@ -222,7 +229,7 @@ def test_training_hours_of_the_climatology_are_read_once():
         reads.append(1)
         return stream(wanted)
 
-    baselines.fit(counted, np.array(HOURS[:40]), read, truth, GRID, LEADS, {0, 1})
+    baselines.fit(counted, np.array(HOURS[:40]), read, truth, GRID, LEADS, np.array(HOURS))
     assert len(reads) == 1
 
 
