@@ -35,7 +35,9 @@ def type_text(hint: Any) -> str:
     if origin in (UnionType, typing.Union):
         return " or ".join(type_text(part) for part in parts if part is not type(None))
     if origin is tuple:
-        return f"list of {type_text(parts[0])}" if parts[-1] is Ellipsis else "RxC"
+        if parts[-1] is Ellipsis:
+            return f"list of {type_text(parts[0])}"
+        return "RxC" if parts == (int, int) else "two numbers"
     if origin is dict:
         return f"{type_text(parts[1])} by name"
     return "sections" if dataclasses.is_dataclass(hint) else _TYPES[hint]

@@ -288,8 +288,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Report:
-    """What evaluate.py's report shows besides: `places` are names with latitude and longitude of
-    the cells whose forecasts it draws; where none is given, the five cells of highest mean."""
+    """What evaluate.py's report shows besides.
+
+    Attributes:
+        places: names with latitude and longitude of the cells whose forecasts are drawn; none: the
+            five cells of highest mean.
+    """
 
     places: dict[str, tuple[float, float]] = field(default_factory=dict)
 
@@ -306,6 +310,7 @@ class Config:
         train: batches, length, optimizer.
         validation: when and on what.
         plan: for `python -m aqnet.plan` alone.
+        report: what evaluate.py draws besides.
     """
 
     run_dir: str

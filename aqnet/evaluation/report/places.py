@@ -14,6 +14,7 @@ from aqnet.batch import Batch, Forecast, Statistics
 from aqnet.config import Config
 from aqnet.errors import AqnetError
 from aqnet.grid import Grid
+from aqnet.physical import physical
 from aqnet.trajectories import EARTH_RADIUS
 
 Values = NDArray[np.float64]
@@ -143,15 +144,14 @@ def series(
     earlier = hours - config.data.lead_times[lead]
     rows = np.flatnonzero(np.isin(earlier, inputs))
     cells = torch.tensor([place.cell for place in places])
-    mean, std = (part.numpy()[:, None] for part in statistics.of(config.data.targets))
+    targets = config.data.targets
 
     def at_places(values: Tensor) -> Values:
         """Normalised values [..., K, T, H, W] in physical units, [..., T, P]."""
-        found = values[..., lead, :, :, :].flatten(-2).cpu()[..., cells].double().numpy()
-        physical: Values = found * std + mean
-        return physical
+        there = values[..., lead, :, :, :].flatten(-2).cpu()[..., cells]
+        return physical(there, targets, statistics)
 
-    blank = np.full((len(hours), len(mean), len(places)), np.nan)
+    blank = np.full((len(hours), len(targets), len(places)), np.nan)
     levels = len(config.model.quantiles)
     quantiles = np.full((len(hours), levels, *blank.shape[1:]), np.nan)
     result = Series(hours, blank, blank.copy(), quantiles)
