@@ -89,7 +89,8 @@ def test_series_is_in_physical_units_and_missing_where_there_is_no_input(tmp_pat
     assert asked == [[0, 3, 9]]
     expected = MEAN + np.array([0.0, 3.0, np.nan, 9.0])[:, None] * STD
     np.testing.assert_allclose(found.forecast[..., 0], expected)
-    np.testing.assert_allclose(found.forecast[..., 1], 2 * np.array(MEAN) - expected)
+    other = np.maximum(2 * np.array(MEAN) - expected, 0.0)  # a concentration is not below 0
+    np.testing.assert_allclose(found.forecast[..., 1], other)
     np.testing.assert_allclose(found.truth[:, 0, 0], expected[:, 0] + STD[0])
     assert np.isnan(found.truth[:, 1]).all()
     np.testing.assert_allclose(found.quantiles[:, 1, :, 0], expected + STD)
