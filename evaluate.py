@@ -269,6 +269,7 @@ def forecast_only(options: argparse.Namespace, trained: Trained, device: torch.d
     own = path.with_name(f"{path.name}.{os.getpid()}")  # two processes may make the same forecast
     lost: dict[str, float] = {}
     below = 0
+    reader.item(int(times[0]))  # inputs that cannot be read are an error before there is a file
     try:
         forecasts.create(own, times, config, grid, units, weather)
         writer = forecasts.Writer(own, times, config, grid, statistics)
