@@ -67,11 +67,18 @@ def test_evaluation_on_a_full_disk_leaves_the_scores_before(trained: Path, place
     for free in sizes(2**20):
         outcome = disk.check(evaluate.main, options, disk.full(place, free))
         refused += outcome == "refused"
-        assert set(disk.contents(output)) == set(before)
+        assert set(results(output)) == set(before)
         if outcome == "refused":
-            assert disk.contents(output) == before
+            assert results(output) == before
     assert disk.check(evaluate.main, options, disk.read_only(place)) == "refused"
-    assert disk.contents(output) == before and refused
+    assert results(output) == before and refused
+
+
+def results(output: Path) -> dict[str, bytes]:
+    """Without what was given up, which zarr's own thread may still write to, and which the next
+    evaluation removes."""
+    found = disk.contents(output).items()
+    return {name: held for name, held in found if not name.startswith("new.partial")}
 
 
 def test_one_forecast_on_a_full_disk_leaves_nothing_that_looks_whole(trained: Path, place: Path):

@@ -10,7 +10,7 @@ import pytest
 
 from aqnet.evaluation.report import page
 from tests.conftest import REPOSITORY
-from tests.evaluation.report.test_page import row
+from tests.evaluation.report.test_page import FACTS, row
 
 SOURCES = [
     *REPOSITORY.glob("aqnet/**/*.py"),
@@ -61,13 +61,14 @@ def test_no_unsafe_load_exists(path: Path):
 def test_names_with_html_are_escaped_in_the_report(tmp_path: Path):
     evil = "<script>alert('x')</script>"
     about = {"checkpoint": evil, "split": evil, "stations": evil, evil: evil, "notes": [evil]}
+    about = {**FACTS, **about, "periods": [evil]}
     table = [row("aqnet", evil, 5.0), row(evil, evil, 4.0)]
     part = {**table[0], "region": evil, "best_simple": evil}
     page.write(
         tmp_path,
         about,
         [*table, part, {**table[1], "region": evil}],
-        {"data": {evil: evil}, "model": {}, "train": {}},
+        {"data": {"stores": evil, evil: evil}, "model": {}, "train": {}},
     )
     text = (tmp_path / "report.html").read_text()
     assert evil not in text and html.escape(evil) in text
