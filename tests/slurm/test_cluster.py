@@ -84,7 +84,7 @@ def test_two_nodes_train_and_are_scored_by_the_dependent_job(cluster: Cluster, r
     assert [name.rpartition("-")[0] for name in logs] == [f"{job}-0-node0", f"{job}-0-node1"]
     assert any("network: " in path.read_text() for path in (run_dir / "logs").iterdir())
     assert f"tensorboard --logdir {run_dir}/tensorboard" in cluster.log(job)
-    cluster.wait(after, "completed", 120, is_state("COMPLETED"))
+    cluster.wait(after, "completed", 600, is_state("COMPLETED"))
     assert (run_dir / "evaluation/metrics.csv").exists()
     assert "written:" in cluster.log(after)
 
@@ -159,6 +159,6 @@ def test_array_prepares_a_year_per_task_and_the_job_after_it_the_statistics(
     job = cluster.submit(*array, CONFIG=str(config), FIRST_YEAR="2013")
     dependent = (*short, f"--dependency=afterok:{job}", "slurm/prepare.sbatch")
     after = cluster.submit(*dependent, CONFIG=str(config))
-    cluster.wait(after, "completed", 120, is_state("COMPLETED"))
+    cluster.wait(after, "completed", 600, is_state("COMPLETED"))
     assert "3 years, 3 complete" in cluster.log(after)
     assert (tmp_path / "stores/statistics.json").exists()
