@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "aqnet"
 BASE = {
     *("errors", "batch", "files", "grid", "config", "distributed", "checkpoint"),
-    *("run_directory", "trajectories", "counted", "physical"),
+    *("run_directory", "trajectories", "counted", "physical", "least_squares"),
 }
 MAY_KNOW = {
     **dict.fromkeys(BASE, BASE),

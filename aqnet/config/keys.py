@@ -341,6 +341,15 @@ class Config:
         return tuple(channel.name for channel in self.input_channels if not channel.to_come)
 
     @property
+    def recent_channels(self) -> list[list[int]]:
+        """Places in the input channels of the means of `data.recent_days`, of all targets each."""
+        channels, data = self.input_channels, self.data
+        return [
+            [channels.index(Channel(name, days=days)) for name in data.targets]
+            for days in data.recent_days
+        ]
+
+    @property
     def wind_hours(self) -> tuple[int, ...]:
         """Hours after the input time at which the inputs have a wind, ascending."""
         to_come = {"u", "v"} <= set(self.data.weather)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aqnet.config import Channel
+from aqnet import least_squares
 from aqnet.data.dataset import ForecastDataset
 from aqnet.trajectories import Trajectories, sample
 
@@ -59,22 +59,13 @@ def fit(dataset: ForecastDataset, device: torch.device) -> FirstForecast:
     the field itself best would be too slow: a path too short costs less than a wrong one.)
     """
     paths, hours, data = None, dataset.config.wind_hours, dataset.config.data
-    channels = [
-        dataset.config.input_channels.index(Channel(name, days=days))
-        for days in data.recent_days
-        for name in data.targets
-    ]
     speed, turn = 1.0, 0.0
     if dataset.config.model.transport != "off":
         paths = Trajectories(dataset.grid, data.lead_times).to(device)
         speed, turn = _fit_wind(dataset, paths, device)
     sums = torch.zeros((), dtype=torch.float64)
     for time, fields, now, later, pair in _items(dataset, ITEMS, device):
-        recent = (
-            fields[channels].nan_to_num(0.0).unflatten(0, (len(data.recent_days), -1))
-            if channels
-            else []
-        )
+        recent = [fields[rows].nan_to_num(0.0) for rows in dataset.config.recent_channels]
         terms = [now, *recent]
         if paths is not None:
             u, v = _wind(dataset, time, device)
@@ -82,10 +73,10 @@ def fit(dataset: ForecastDataset, device: torch.device) -> FirstForecast:
             moved = sample(now[None], points)[0]
             terms.append(moved.where(moved.isfinite(), now))
         sums = sums + _products([*terms, later], pair)
-    slopes = list(_solved(sums)[0].float().unbind(-1))
-    there = None if paths is None else slopes.pop()
-    recent = torch.stack(slopes[1:]) if channels else None
-    return FirstForecast(slopes[0], there, recent, speed, turn)
+    found, _ = least_squares.solve(sums.numpy())
+    here, *others = torch.from_numpy(found).float().unbind(-1)
+    there = None if paths is None else others.pop()
+    return FirstForecast(here, there, torch.stack(others) if others else None, speed, turn)
 
 
 def _fit_wind(
@@ -124,7 +115,7 @@ def _left(
         known = pair & moved.isfinite().all(dim=0)
         sums = sums + _products([now, moved, later], known)
         count = count + known.sum(dim=(-2, -1)).cpu()
-    _, left = _solved(sums)
+    left = torch.from_numpy(least_squares.solve(sums.numpy())[1])
     return torch.where(count >= FEWEST, left.log(), torch.nan).flatten(1).nanmean(dim=1)
 
 
@@ -158,15 +149,3 @@ def _products(fields: Sequence[Tensor], known: Tensor) -> Tensor:
     sums = [(a * b).sum(dim=(-2, -1)) for a in parts for b in parts]
     found = torch.stack(torch.broadcast_tensors(*sums), dim=-1)
     return found.unflatten(-1, (len(fields), len(fields))).cpu()
-
-
-def _solved(sums: Tensor) -> tuple[Tensor, Tensor]:
-    """Slopes [..., F - 1] of the last field on the others, the smallest ones where these say the
-    same, and the squared differences left [...]."""
-    inner, cross = sums[..., :-1, :-1], sums[..., :-1, -1]
-    size = inner.diagonal(dim1=-2, dim2=-1).sqrt()
-    scale = torch.where(size > 0, size, 1.0).reciprocal()
-    correlations = inner * scale.unsqueeze(-1) * scale.unsqueeze(-2)
-    inverse = torch.linalg.pinv(correlations, rtol=1e-9, hermitian=True)
-    slopes = scale * (inverse @ (scale * cross).unsqueeze(-1)).squeeze(-1)
-    return slopes, sums[..., -1, -1] - (slopes * cross).sum(dim=-1)

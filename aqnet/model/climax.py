@@ -95,11 +95,7 @@ class ClimaX(nn.Module):
             channels = [self.variables.index(name) for name in self.targets]
             buffers["target_channels"] = torch.tensor(channels)
         if self.starts_recent:
-            inputs, days = config.input_channels, config.data.recent_days
-            rows = [
-                [inputs.index(Channel(name, days=each)) for name in self.targets] for each in days
-            ]
-            buffers["recent_channels"] = torch.tensor(rows)
+            buffers["recent_channels"] = torch.tensor(config.recent_channels)
         if self.model.scan == "wind" or self.model.transport != "off":
             mean, std = statistics.of(("u", "v"))
             hours, inputs = config.wind_hours, config.input_channels

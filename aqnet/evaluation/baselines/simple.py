@@ -15,9 +15,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from aqnet import distributed
+from aqnet import distributed, least_squares
 from aqnet.errors import AqnetError
-from aqnet.evaluation.baselines import climatology, least_squares, transport
+from aqnet.evaluation.baselines import climatology, transport
 from aqnet.evaluation.baselines.climatology import Climatology, Hours, Stream
 from aqnet.evaluation.baselines.transport import Air, Observed, Read, Truth
 from aqnet.grid import Grid

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from aqnet.evaluation.baselines import least_squares
+from aqnet import least_squares
 from aqnet.grid import Grid
 from aqnet.trajectories import Trajectories, sample
 

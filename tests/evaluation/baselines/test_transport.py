@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from aqnet.evaluation.baselines import least_squares, transport
+from aqnet import least_squares
+from aqnet.evaluation.baselines import transport
 from aqnet.grid import Grid
 
 ROWS, COLUMNS, LEADS = 20, 24, (3, 12)
