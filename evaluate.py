@@ -40,7 +40,6 @@ from aqnet.evaluation.report import example_forecast, page, places, results
 from aqnet.evaluation.studies import compare
 from aqnet.grid import Grid
 from aqnet.model.climax import ClimaX
-from aqnet.physical import clipped, physical
 from aqnet.run_directory import RunDirectory
 
 TIMEOUT_SECONDS = 1800.0
@@ -247,6 +246,18 @@ def years_of(hours: NDArray[np.int64], away: Sequence[int]) -> set[int]:
     return {periods.year_of(hour) for hour in (hours[:, None] + np.array(away)).ravel().tolist()}
 
 
+def made_at(
+    hours: Sequence[int],
+    reader: ItemReader,
+    forecast: Callable[[Batch], Forecast],
+    micro_batch: int,
+) -> Iterator[tuple[Batch, Forecast]]:
+    """Batches of the items of input times, with their forecasts."""
+    for first in range(0, len(hours), micro_batch):
+        batch = collate([reader.item(hour) for hour in hours[first : first + micro_batch]])
+        yield batch, forecast(batch)
+
+
 def forecast_only(options: argparse.Namespace, trained: Trained, device: torch.device) -> None:
     """The forecast of one hour, or those of a range, whether or not their truth exists, as Zarr;
     of one hour maps as well. Rank 0 alone."""
@@ -266,24 +277,21 @@ def forecast_only(options: argparse.Namespace, trained: Trained, device: torch.d
     ends = "_".join(str(np.datetime64(hour, "h")) for hour in dict.fromkeys((first, last)))
     path = Path(options.output) / f"forecast_{ends}.zarr"
     forecast, progress = trained.forecaster(grid, device), run.Progress(len(times), "forecast from")
+    made = made_at(times.tolist(), reader, forecast, options.micro_batch)
     own = path.with_name(f"{path.name}.{os.getpid()}")  # two processes may make the same forecast
     lost: dict[str, float] = {}
-    below = 0
-    reader.item(int(times[0]))  # inputs that cannot be read are an error before there is a file
+    writer, done, below = None, 0, 0
     try:
-        forecasts.create(own, times, config, grid, units, weather)
-        writer = forecasts.Writer(own, times, config, grid, statistics)
-        for start in range(0, len(times), options.micro_batch):
-            part = times[start : start + options.micro_batch].tolist()
-            batch = collate([reader.item(time) for time in part])
-            values = forecast(batch)
-            writer.write(batch, values)
+        for batch, values in made:
+            if writer is None:  # only now, as inputs that cannot be read leave no folder behind
+                forecasts.create(own, times, config, grid, units, weather)
+                writer = forecasts.Writer(own, times, config, grid, statistics)
+            below += writer.write(batch, values)
             for name, share in forecasts.missing(batch, config, grid).items():
                 lost[name] = max(share, lost.get(name, 0.0))
-            in_domain = physical(values.mean.cpu()[..., grid.mask], config.data.targets, statistics)
-            below += clipped(in_domain, config.data.targets)
+            done += len(batch.time)
             if len(times) > 1:
-                progress(start + len(part))
+                progress(done)
         forecasts.commit(own, path)
     finally:
         forecasts.discard(own)
@@ -341,7 +349,7 @@ def write_scores(
     loaded, config, statistics = trained
     place, reader = distributed.broadcast_object(place), dataset.reader
     layout, saved = reader.layout, place / "forecasts.zarr"
-    keep: Callable[[Batch, Forecast], None] | None = None
+    keep: Callable[[Batch, Forecast], object] | None = None
     if options.save_forecasts:
         times = dataset.times[: options.save_forecasts]
         what = config, layout.grid, layout.units, weather_name(options, config)
@@ -358,9 +366,7 @@ def write_scores(
         forecasts.commit(saved)
 
     def make(hours: Sequence[int]) -> Iterator[tuple[Batch, Forecast]]:
-        for first in range(0, len(hours), options.micro_batch):
-            batch = collate([reader.item(hour) for hour in hours[first:][: options.micro_batch]])
-            yield batch, forecast(batch)
+        return made_at(hours, reader, forecast, options.micro_batch)
 
     def example(hour: int) -> example_forecast.Example:
         (made,) = make([hour])

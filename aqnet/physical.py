@@ -16,14 +16,20 @@ from aqnet.config import Data, lowest
 Values = NDArray[np.float64]
 
 
-def physical(values: Tensor, targets: Sequence[str], statistics: Statistics) -> Values:
-    """Normalised values [..., T, N] of N cells in the targets' units, as `possible` values."""
+def in_units(values: Tensor, targets: Sequence[str], statistics: Statistics) -> Values:
+    """Normalised values [..., T, N] of N cells in the targets' units."""
     mean, std = (part[:, None] for part in statistics.of(tuple(targets)))
-    return possible((values.double().cpu() * std + mean).numpy(), targets)
+    found: Values = (values.double().cpu() * std + mean).numpy()
+    return found
+
+
+def physical(values: Tensor, targets: Sequence[str], statistics: Statistics) -> Values:
+    """The same, as `possible` values."""
+    return possible(in_units(values, targets, statistics), targets)
 
 
 def physical_fields(values: Tensor, targets: Sequence[str], statistics: Statistics) -> Values:
-    """The same of normalised fields [..., T, H, W]."""
+    """`physical` of normalised fields [..., T, H, W]."""
     return physical(values.flatten(-2), targets, statistics).reshape(values.shape)
 
 

@@ -95,8 +95,8 @@ class Scorer:
         self.totals = np.zeros(
             (len(self.forecasts), k, t, len(self.regions), len(self.subsets), len(metrics.SUMS))
         )
-        # of the forecasts that have a value wherever any has
         std = statistics.of(config.data.targets)[1].numpy()
+        # of the forecasts that have a value wherever any has
         self.cell_errors = CellErrors(self.own, k, std, int(self.cells.sum()))
         self.stations: StationScores | None = None
         if observations is not None:
@@ -209,7 +209,7 @@ def score_all(
     forecast: Callable[[Batch], Forecast],
     loader: DataLoader[Batch],
     total: int,
-    keep: Callable[[Batch, Forecast], None] | None = None,
+    keep: Callable[[Batch, Forecast], object] | None = None,
 ) -> None:
     """Forecast and score every batch of every rank; the sums are added up on rank 0.
 

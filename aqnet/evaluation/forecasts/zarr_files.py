@@ -23,7 +23,7 @@ from aqnet.evaluation.interpolation import bilinear
 from aqnet.evaluation.metrics import EVENT_THRESHOLDS
 from aqnet.files import partial_of, replace_folder, writing
 from aqnet.grid import Grid
-from aqnet.physical import physical_fields
+from aqnet.physical import clipped, physical_fields
 
 # names of the CF standard name table
 STANDARD_NAMES: Mapping[str, str] = {
@@ -124,15 +124,20 @@ class Writer:
         self._rows = {int(time): row for row, time in enumerate(times)}
         self._numbers, self._mask = numbers, grid.mask
 
-    def write(self, batch: Batch, forecast: Forecast) -> None:
-        """Write the items of a batch that are wanted."""
+    def write(self, batch: Batch, forecast: Forecast) -> int:
+        """Write the items of a batch that are wanted; returns how many of their values were below 0
+        and are 0."""
+        below = 0
         for item, time in enumerate(batch.time.tolist()):
             if time in self._rows:
+                mean = self._physical(forecast.mean[item])
+                below += clipped(mean.reshape(*mean.shape[:-2], -1), self._targets)
                 with writing(self._path):
-                    self._write(self._rows[time], "", self._physical(forecast.mean[item]))
+                    self._write(self._rows[time], "", mean)
                     if forecast.quantiles is not None:
                         quantiles = self._physical(forecast.quantiles[item])
                         self._write_odds(self._rows[time], quantiles)
+        return below
 
     def _write_odds(self, row: int, quantiles: NDArray[np.float64]) -> None:
         self._write(row, "_quantile", quantiles.swapaxes(0, 1))

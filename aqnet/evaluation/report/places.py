@@ -14,7 +14,7 @@ from aqnet.batch import Batch, Forecast, Statistics
 from aqnet.config import Config
 from aqnet.errors import AqnetError
 from aqnet.grid import Grid
-from aqnet.physical import possible
+from aqnet.physical import in_units, physical
 from aqnet.trajectories import EARTH_RADIUS
 
 Values = NDArray[np.float64]
@@ -145,13 +145,10 @@ def series(
     rows = np.flatnonzero(np.isin(earlier, inputs))
     cells = torch.tensor([place.cell for place in places])
     targets = config.data.targets
-    mean, std = (part.numpy()[:, None] for part in statistics.of(targets))
 
-    def at_places(values: Tensor) -> Values:
-        """Normalised values [..., K, T, H, W] in physical units, [..., T, P]."""
-        found = values[..., lead, :, :, :].flatten(-2).cpu()[..., cells].double().numpy()
-        physical: Values = found * std + mean
-        return physical
+    def at_places(values: Tensor) -> Tensor:
+        """Of values [..., K, T, H, W], [..., T, P]."""
+        return values[..., lead, :, :, :].flatten(-2).cpu()[..., cells]
 
     blank = np.full((len(hours), len(targets), len(places)), np.nan)
     levels = len(config.model.quantiles)
@@ -159,10 +156,11 @@ def series(
     result = Series(hours, blank, blank.copy(), quantiles)
     for batch, forecast in make(earlier[rows].tolist()):
         now, rows = rows[: len(batch.time)], rows[len(batch.time) :]
-        result.forecast[now] = possible(at_places(forecast.mean), targets)
-        result.truth[now] = at_places(torch.where(batch.mask, batch.targets, torch.nan))
+        result.forecast[now] = physical(at_places(forecast.mean), targets, statistics)
+        truth = at_places(torch.where(batch.mask, batch.targets, torch.nan))
+        result.truth[now] = in_units(truth, targets, statistics)
         if forecast.quantiles is not None:
-            result.quantiles[now] = possible(at_places(forecast.quantiles), targets)
+            result.quantiles[now] = physical(at_places(forecast.quantiles), targets, statistics)
     return result
 
 
