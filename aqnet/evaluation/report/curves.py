@@ -16,7 +16,7 @@ from aqnet.evaluation import metrics, probabilities
 from aqnet.evaluation.baselines import SIMPLE
 from aqnet.evaluation.histograms import Records
 from aqnet.evaluation.report import names
-from aqnet.evaluation.report.page import Rows
+from aqnet.evaluation.report.page import Rows, whole_of
 from aqnet.evaluation.report.places import Series
 
 Values = NDArray[np.float64]
@@ -31,7 +31,7 @@ RAREST = 1e-3  # share of forecasts in a class of probability, for it to be draw
 
 def skill(table: Rows) -> Figure:
     """Skill of every forecast that is not a simple one, a panel per pollutant."""
-    whole = _whole(table)
+    whole = whole_of(table)
     models = [name for name in _distinct(whole, "forecast") if name not in SIMPLE]
     leads = sorted(_distinct(whole, "lead_time_hours"))
     figure, panels = _panels(_distinct(whole, "pollutant"))
@@ -44,12 +44,9 @@ def skill(table: Rows) -> Figure:
                 if (row["forecast"], row["pollutant"]) == (model, name)
             }
             at = np.array([leads.index(lead) for lead in rows]) + 0.08 * number
-            look = {"color": COLOURS[number % 6], "marker": MARKERS[number % 6], "markersize": 4}
-            value, low, high = (_column(rows, f"skill_best_simple{end}") for end in _LIMITS)
-            below, above = np.maximum(value - low, 0.0), np.maximum(high - value, 0.0)
-            axes.errorbar(
-                at, value, [below, above], capsize=3, **look, label=f"{model} against best simple"
-            )
+            look = _look(number, 4)
+            label = f"{model} against best simple"
+            _with_limits(axes, at, rows, "skill_best_simple", {**look, "label": label})
             look |= {"linestyle": "--", "alpha": 0.6, "label": f"{model} against persistence"}
             axes.plot(at, _column(rows, "skill_persistence"), **look)
         axes.set_xticks(range(len(leads)), [f"{lead} h" for lead in leads])
@@ -58,9 +55,6 @@ def skill(table: Rows) -> Figure:
             axes.set_ylim(LOWEST_SKILL, 1.0)
     _legend(figure, panels)
     return figure
-
-
-_LIMITS = ("", "_low", "_high")
 
 
 def reliability(
@@ -77,8 +71,7 @@ def reliability(
             enough = pairs >= FEWEST_PAIRS
             enough[[0, -1]] = False  # the open bins have no middle
             share = records.exceeded[row, target][enough] / pairs[enough]
-            look = {"color": COLOURS[row % 6], "marker": MARKERS[row % 6], "markersize": 3}
-            axes.plot(middles[enough], share, label=f"+{lead} h", linewidth=1, **look)
+            axes.plot(middles[enough], share, label=f"+{lead} h", linewidth=1, **_look(row, 3))
         axes.axvline(metrics.EVENT_THRESHOLDS[name], color="black", linestyle=":")
         logarithmic(axes, "x")
         axes.set_ylim(-0.03, 1.03)
@@ -91,17 +84,16 @@ def reliability(
 def coverage(table: Rows, intervals: Sequence[str]) -> Figure:
     """Share of the truth inside the model's central intervals, with 95 % intervals, by lead
     time."""
-    rows = [row for row in _whole(table) if row["forecast"] == "aqnet"]
+    rows = [row for row in whole_of(table) if row["forecast"] == "aqnet"]
     leads = sorted(_distinct(rows, "lead_time_hours"))
     figure, panels = _panels(_distinct(rows, "pollutant"))
     for name, axes in panels.items():
         found = {row["lead_time_hours"]: row for row in rows if row["pollutant"] == name}
         at = np.array([leads.index(lead) for lead in found])
         for number, interval in enumerate(intervals):
-            look = {"color": COLOURS[number % 6], "marker": MARKERS[number % 6], "markersize": 4}
-            value, low, high = (_column(found, f"coverage_{interval}{end}") for end in _LIMITS)
-            ends = [np.maximum(value - low, 0.0), np.maximum(high - value, 0.0)]
-            axes.errorbar(at, value, ends, capsize=3, **look, label=f"{interval} % interval")
+            look = _look(number, 4)
+            label = f"{interval} % interval"
+            _with_limits(axes, at, found, f"coverage_{interval}", {**look, "label": label})
             look |= {"linestyle": ":", "marker": "", "label": f"promised: {interval} %"}
             axes.plot(range(len(leads)), [float(interval) / 100] * len(leads), **look)
         axes.set_xticks(range(len(leads)), [f"{lead} h" for lead in leads])
@@ -117,7 +109,7 @@ def promised(promises: Rows, kind: str) -> Figure:
     Args:
         promises: rows of reliability.csv; kind: `event` or `quantile`.
     """
-    rows = [row for row in _whole(promises) if (row["forecast"], row["kind"]) == ("aqnet", kind)]
+    rows = [row for row in whole_of(promises) if (row["forecast"], row["kind"]) == ("aqnet", kind)]
     rows = [row for row in rows if row["share_of_forecasts"] >= RAREST]
     leads = _distinct(rows, "lead_time_hours")
     figure, panels = _panels(_distinct(rows, "pollutant"))
@@ -127,8 +119,7 @@ def promised(promises: Rows, kind: str) -> Figure:
             key = name, lead
             found = [row for row in rows if (row["pollutant"], row["lead_time_hours"]) == key]
             said, came = ([row[part] for row in found] for part in ("promised", "observed"))
-            look = {"color": COLOURS[number % 6], "marker": MARKERS[number % 6], "markersize": 3}
-            axes.plot(said, came, label=f"+{lead} h", linewidth=1, **look)
+            axes.plot(said, came, label=f"+{lead} h", linewidth=1, **_look(number, 3))
         axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), box_aspect=1)
         axes.set_xlabel("promised" if kind == "event" else "level of the quantile")
         axes.set_ylabel("came true" if kind == "event" else "share of the truth below")
@@ -212,8 +203,18 @@ def _legend(figure: Figure, panels: dict[str, Any]) -> None:
     )
 
 
-def _whole(rows: Rows) -> Rows:
-    return [row for row in rows if row["region"] == "all" and row["subset"] == "all"]
+def _look(number: int, size: int) -> dict[str, Any]:
+    """Colour and marker of a panel's curve."""
+    return {"color": COLOURS[number % 6], "marker": MARKERS[number % 6], "markersize": size}
+
+
+def _with_limits(
+    axes: Any, at: Values, rows: dict[int, dict[str, Any]], key: str, look: dict[str, Any]
+) -> None:
+    """Draw a score of the rows with its 95 % intervals."""
+    value, low, high = (_column(rows, f"{key}{end}") for end in ("", "_low", "_high"))
+    ends = [np.maximum(value - low, 0.0), np.maximum(high - value, 0.0)]
+    axes.errorbar(at, value, ends, capsize=3, **look)
 
 
 def _distinct(rows: Rows, key: str) -> list[Any]:

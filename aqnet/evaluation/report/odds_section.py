@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from aqnet.evaluation.odds import FORECASTS
-from aqnet.evaluation.report.page import heading, lead_table, limits
+from aqnet.evaluation.report.page import by_lead_time, heading, lead_table, limits, whole_of
 
 Rows = list[dict[str, Any]]
 
@@ -14,7 +14,7 @@ Rows = list[dict[str, Any]]
 def line(rows: Rows) -> str:
     """Coverage of the widest interval and CRPS against the climatological distribution, over the
     whole domain and all pollutants and lead times, in a line of text."""
-    ours = [row for row in _whole(rows) if row["forecast"] == "aqnet"]
+    ours = [row for row in whole_of(rows) if row["forecast"] == "aqnet"]
     parts = []
     for name in _intervals(ours)[:1]:
         held = [row[f"coverage_{name}"] for row in ours]
@@ -38,7 +38,7 @@ def html(rows: Rows) -> str:
     """The report's section: skill, CRPS and coverage; empty where there are no odds."""
     if "crps" not in rows[0]:
         return ""
-    whole = _whole(rows)
+    whole = whole_of(rows)
     return (
         "<h2>Odds</h2><p>CRPS says how far the whole distribution lies from what came, skill by "
         "how much less than that of the climatological distribution and of damped anomaly "
@@ -48,10 +48,6 @@ def html(rows: Rows) -> str:
     )
 
 
-def _whole(rows: Rows) -> Rows:
-    return [row for row in rows if row["region"] == "all" and row["subset"] == "all"]
-
-
 def _intervals(rows: Rows) -> list[str]:
     """The central intervals that were scored, widest first."""
     names = [key.removeprefix("width_") for key in rows[0] if key.startswith("width_")]
@@ -59,10 +55,7 @@ def _intervals(rows: Rows) -> list[str]:
 
 
 def _scores(pollutant: str, whole: Rows) -> str:
-    groups: dict[int, dict[str, dict[str, Any]]] = {}
-    for row in whole:
-        if row["pollutant"] == pollutant:
-            groups.setdefault(row["lead_time_hours"], {})[row["forecast"]] = row
+    groups = by_lead_time([row for row in whole if row["pollutant"] == pollutant])
     ours = [group["aqnet"] for group in groups.values()]
     lines = []
     for name in FORECASTS[1:]:

@@ -14,6 +14,7 @@ from aqnet.evaluation.report import names, summary
 from aqnet.files import replace_text
 
 Rows = list[dict[str, Any]]
+Groups = dict[int, dict[str, dict[str, Any]]]
 Section = Literal["odds", "place", "training", "other"]
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 68rem; padding: 1rem; }
@@ -97,7 +98,7 @@ def write(
     Returns:
         Its path.
     """
-    whole = [row for row in table if row["region"] == "all" and row["subset"] == "all"]
+    whole = whole_of(table)
     pollutants = list(dict.fromkeys(row["pollutant"] for row in whole))
     weather = facts.get("weather")
     when = titled(f" in {', '.join(facts['periods'])}, scored", weather)
@@ -181,9 +182,7 @@ def _figure(picture: Picture) -> str:
 def _errors(pollutant: str, whole: Rows, weather: str | None) -> str:
     """Skill of aqnet and RMSE of every forecast."""
     rows = [row for row in whole if row["pollutant"] == pollutant]
-    groups: dict[int, dict[str, dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault(row["lead_time_hours"], {})[row["forecast"]] = row
+    groups = by_lead_time(rows)
     lines = [("skill of aqnet", [_skill(group["aqnet"]) for group in groups.values()])]
     for name in dict.fromkeys(row["forecast"] for row in rows):
         cells = []
@@ -196,13 +195,13 @@ def _errors(pollutant: str, whole: Rows, weather: str | None) -> str:
 
 def _subsets(pollutant: str, table: Rows, weather: str | None) -> str:
     """Change of RMSE against the best simple forecast in each other subset and region than all."""
-    parts: dict[str, dict[int, dict[str, dict[str, Any]]]] = {}
+    found: dict[str, Rows] = {}
     for row in table:
         region, subset = row["region"], row["subset"]
         if row["pollutant"] == pollutant and (region, subset) != ("all", "all"):
             name = subset if region == "all" else f"{region}, {subset}"
-            leads = parts.setdefault(name.replace("_", " "), {})
-            leads.setdefault(row["lead_time_hours"], {})[row["forecast"]] = row
+            found.setdefault(name.replace("_", " "), []).append(row)
+    parts = {name: by_lead_time(rows) for name, rows in found.items()}
     columns = sorted({lead for leads in parts.values() for lead in leads})
     lines = [
         (name, [_against(leads.get(lead)) for lead in columns]) for name, leads in parts.items()
@@ -229,6 +228,24 @@ def _scores(pollutant: str, whole: Rows, weather: str | None) -> str:
         (key.replace("_", " "), [f"<td>{_score(row[key])}</td>" for row in rows]) for key in _SCORES
     ]
     return lead_table(heading(rows[0], weather), leads, lines)
+
+
+def whole_of(rows: Rows) -> Rows:
+    """The rows over all regions and subsets."""
+    return [row for row in rows if row["region"] == "all" and row["subset"] == "all"]
+
+
+def by_lead_time(rows: Rows) -> Groups:
+    """A row of each forecast by lead time."""
+    groups: Groups = {}
+    for row in rows:
+        groups.setdefault(row["lead_time_hours"], {})[row["forecast"]] = row
+    return groups
+
+
+def nearest_a_day(leads: Iterable[int]) -> int:
+    """The lead time, of those, that is drawn where only one is."""
+    return min(leads, key=lambda hours: abs(hours - 24))
 
 
 def heading(row: dict[str, Any], weather: str | None, unit: bool = True) -> str:

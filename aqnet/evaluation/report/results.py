@@ -162,18 +162,19 @@ def write(
 
 def at_places(scorer: Scorer, drawing: Drawing) -> AtPlaces:
     """Forecasts of the worst week and of a usual one, at the lead time nearest to a day."""
-    leads = np.array(scorer.config.data.lead_times)
-    lead = int(np.abs(leads - 24).argmin())
+    leads = scorer.config.data.lead_times
+    hours_ahead = report.nearest_a_day(leads)
+    lead = leads.index(hours_ahead)
     times, weight, error = scorer.records.errors_of(lead, 0)
     chosen = drawing.places
     if not chosen:
         chosen = places.highest(scorer.baselines.climatology.mean(0), scorer.grid)
-    hours = drawing.inputs + leads[lead]
+    hours = drawing.inputs + hours_ahead
     series = [
         drawing.series(places.hours_of(week, hours), lead, chosen)
-        for week in places.weeks(times + leads[lead], weight, error)
+        for week in places.weeks(times + hours_ahead, weight, error)
     ]
-    return AtPlaces(int(leads[lead]), chosen, series)
+    return AtPlaces(hours_ahead, chosen, series)
 
 
 def _stations_map(

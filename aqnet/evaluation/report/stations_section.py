@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aqnet.evaluation.report import names
-from aqnet.evaluation.report.page import heading, lead_table
+from aqnet.evaluation.report.page import by_lead_time, heading, lead_table, nearest_a_day, whole_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,7 +27,7 @@ NO_INTERVALS = (
 
 def html(rows: Rows, weather: str | None) -> str:
     """The report's section; empty where there are no rows of stations.csv."""
-    together = [row for row in rows if row["region"] == "all" and row["subset"] == "all"]
+    together = whole_of(rows)
     if not together:
         return ""
     stations = len({row["region"] for row in rows} - {"all"})
@@ -37,10 +37,7 @@ def html(rows: Rows, weather: str | None) -> str:
         f"simple forecast. {NO_INTERVALS}</p>"
     ]
     for name in dict.fromkeys(row["pollutant"] for row in together):
-        groups: dict[int, dict[str, dict[str, Any]]] = {}
-        for row in together:
-            if row["pollutant"] == name:
-                groups.setdefault(row["lead_time_hours"], {})[row["forecast"]] = row
+        groups = by_lead_time([row for row in together if row["pollutant"] == name])
         ours = next(iter(groups.values()))["aqnet"]
         columns = zip(*map(_cells, groups.values()), strict=True)
         parts.append(lead_table(heading(ours, weather), groups, zip(LINES, columns, strict=True)))
@@ -76,7 +73,7 @@ def skill_map(
 
     from aqnet.evaluation.report import maps
 
-    lead = min(leads, key=lambda hours: abs(hours - 24))
+    lead = nearest_a_day(leads)
     wanted = {"forecast": "aqnet", "subset": "all", "lead_time_hours": lead}
     own = [row for row in rows if wanted.items() <= row.items() and row["region"] in places]
     pollutants = list(dict.fromkeys(row["pollutant"] for row in own))
