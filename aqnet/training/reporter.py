@@ -43,6 +43,7 @@ class Reporter:
         self._items += items
         if result.updated:
             self._sums += torch.stack([result.errors, result.cells])
+            self._pinball += result.pinball * result.cells.sum()
         else:
             self._skipped += 1
         if step % self._config.train.log_every:
@@ -100,7 +101,8 @@ class Reporter:
         )
 
     def _losses(self) -> dict[str, float]:
-        """The weighted loss, and the unweighted means per target and lead time."""
+        """The weighted loss, the unweighted means per target and lead time, and the quantiles'
+        weighted pinball loss."""
         errors, cells = self._sums
         data = self._config.data
         by_target, by_lead = errors.sum(0) / cells.sum(0), errors.sum(1) / cells.sum(1)
@@ -108,7 +110,10 @@ class Reporter:
         names = [f"train/loss/{name}" for name in data.targets]
         names += [f"train/loss/{lead}h" for lead in data.lead_times]
         parts = zip(names, [*by_target.tolist(), *by_lead.tolist()], strict=True)
-        return {"train/loss": float(loss), **dict(parts)}
+        values = {"train/loss": float(loss), **dict(parts)}
+        if self._config.model.quantiles:
+            values["train/loss_quantiles"] = float(self._pinball / cells.sum())
+        return values
 
     def _speed(self) -> dict[str, float]:
         wall, shares = self._stopwatch.shares()
@@ -128,6 +133,7 @@ class Reporter:
     def _forget(self) -> None:
         self._sums = torch.zeros(2, *self._weights.shape, dtype=torch.float64)
         self._items = self._skipped = 0
+        self._pinball = torch.zeros((), dtype=torch.float64)  # times the step's valid cells
 
 
 def _peak_memory() -> int:

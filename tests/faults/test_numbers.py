@@ -13,7 +13,6 @@ from aqnet import distributed
 from aqnet.batch import Batch
 from aqnet.config import Config
 from aqnet.errors import AqnetError
-from aqnet.training import loop
 from aqnet.training.loss import loss_sums
 from aqnet.training.optimizer import make_optimizer
 from aqnet.training.position import Position, check_learned
@@ -167,13 +166,3 @@ def test_a_rate_far_too_high_ends_with_advice_that_works(tiny: dict[str, Any], t
     advice = [f"train.init_from={tmp_path}/first", "train.init_statistics=checkpoint"]
     run("train.py", "--config", str(config), *advice, f"run_dir={tmp_path}/third")
     assert (tmp_path / "third/status").read_text() == "finished\n"
-
-
-def test_a_run_of_which_every_step_is_skipped_fails(tmp_path: Path):
-    from tests.training.test_loop import run_of, settings
-
-    training = run_of(settings(tmp_path, max_steps=4, max_bad_steps=10), [math.nan] * 9)
-    with torch.no_grad():
-        next(training.state.model.parameters()).fill_(math.inf)
-    with pytest.raises(AqnetError, match="4 of 4 steps were skipped"):
-        loop.fit(training)

@@ -30,8 +30,12 @@ ITEMS = 10  # and 4 of them per optimizer step: the third step of an epoch has t
 
 
 @pytest.fixture(autouse=True)
-def _validation_as_it_is_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "validate", loop.validate)
+def _validation_loss_is_the_next_one_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    def validate(state: TrainingState, data: Any, *arguments: Any) -> dict[str, float] | None:
+        loss = next(data.batches)
+        return None if loss is None else {"validation/loss": loss}
+
+    monkeypatch.setattr(loop, "validate", validate)
 
 
 class Directory:
@@ -73,18 +77,11 @@ def run_of(
     device = torch.device("cpu")
     checkpoints = Checkpoints(Path(config.run_dir) / "checkpoints", config.train.keep_best)
     sampler = TrainSampler(ITEMS, config, 0, 1)
-    remaining = iter(losses)
-
-    def validate(*arguments: Any) -> dict[str, float] | None:
-        loss = next(remaining)
-        return None if loss is None else {"validation/loss": loss}
-
-    loop.validate = validate
     state = loop.start(config, toy.Toy().double(), checkpoints.load_latest(), device)
     return loop.TrainingRun(
         state,
         loop.TrainingData(sampler, Loader(sampler, poison), toy.batch_of([-1])),
-        loop.ValidationData([], Statistics((), (), ())),  # type: ignore[arg-type]
+        loop.ValidationData(iter(losses), Statistics((), (), ())),  # type: ignore[arg-type]
         Reporter(state, 1e6, ITEMS),
         checkpoints,
         Directory(Path(config.run_dir)),
