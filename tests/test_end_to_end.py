@@ -10,8 +10,11 @@ import torch
 import yaml
 import zarr
 
+import train
 from aqnet.evaluation.baselines import SIMPLE
+from aqnet.evaluation.report import results
 from tests.conftest import run
+from tests.faults.configs import command
 
 
 def test_trains_continues_and_evaluates(tiny: dict[str, Any], tmp_path: Path):
@@ -25,7 +28,8 @@ def test_trains_continues_and_evaluates(tiny: dict[str, Any], tmp_path: Path):
     run("train.py", "--config", str(config), "train.max_steps=6")
     assert (run_dir / "checkpoints/latest").read_text().strip() == "step_00000006"
 
-    run("evaluate.py", "--checkpoint", str(run_dir), "--output", str(tmp_path / "report"))
+    options = ["--checkpoint", str(run_dir), "--output", str(tmp_path / "report")]
+    run("evaluate.py", *options, "--no-pictures")
     with (tmp_path / "report/metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {row["forecast"] for row in rows} == {"aqnet", *SIMPLE}
@@ -33,21 +37,23 @@ def test_trains_continues_and_evaluates(tiny: dict[str, Any], tmp_path: Path):
 
 
 def test_finished_run_makes_a_missing_evaluation_also_after_its_stores_were_moved(
-    tiny: dict[str, Any], tmp_path: Path
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setattr(results, "can_draw", lambda wanted: False)  # pictures take the longest
     run_dir, config = tmp_path / "run", tmp_path / "tiny.yaml"
-    train = {**tiny["train"], "max_steps": 2, "evaluate_after_training": True}
+    length = {**tiny["train"], "max_steps": 2, "evaluate_after_training": True}
     before, after = tmp_path / "before", tmp_path / "after"
     before.symlink_to(tiny["data"]["stores"])
     data = {**tiny["data"], "stores": str(before)}
     config.write_text(
-        yaml.safe_dump({**tiny, "run_dir": str(run_dir), "data": data, "train": train})
+        yaml.safe_dump({**tiny, "run_dir": str(run_dir), "data": data, "train": length})
     )
-    run("train.py", "--config", str(config))
+    assert command(train.main, ["--config", str(config)])[0] == 0
     first = (run_dir / "evaluation/metrics.json").read_bytes()
     (run_dir / "evaluation/metrics.json").unlink()
     before.rename(after)
-    run("train.py", "--config", str(config), f"data.stores={after}")
+    status, told = command(train.main, ["--config", str(config), f"data.stores={after}"])
+    assert status == 0, told
     assert (run_dir / "evaluation/metrics.json").read_bytes() == first
     assert (run_dir / "status").read_text() == "finished\n"
 
@@ -60,7 +66,8 @@ def test_a_grid_that_is_no_multiple_of_the_patch(tiny: dict[str, Any], tmp_path:
     prepared = run("-m", "aqnet.data.prepare", "--config", str(config))
     assert "1 years, 1 complete" in prepared.stdout
     run("train.py", "--config", str(config), "train.max_steps=2", "train.warmup_steps=1")
-    run("evaluate.py", "--checkpoint", str(run_dir), "--output", str(report))
+    options = ["--checkpoint", str(run_dir), "--output", str(report), "--no-pictures"]
+    run("evaluate.py", *options)
     with (report / "metrics.csv").open() as file:
         assert all(float(row["rmse"]) > 0 for row in csv.DictReader(file) if row["subset"] == "all")
     forecasts = zarr.open_group(report / "forecasts.zarr", mode="r")
@@ -77,9 +84,9 @@ def test_a_grid_that_is_no_multiple_of_the_patch(tiny: dict[str, Any], tmp_path:
     assert (found[0, 0, 0].isfinite().numpy() >= inside).all()
 
 
-@pytest.mark.parametrize("command", ["train.py", "aqnet.data.prepare"])
-def test_missing_config_is_one_line_and_status_2(command: str):
-    start = [command] if command.endswith(".py") else ["-m", command]
+@pytest.mark.parametrize("name", ["train.py", "aqnet.data.prepare"])
+def test_missing_config_is_one_line_and_status_2(name: str):
+    start = [name] if name.endswith(".py") else ["-m", name]
     result = run(*start, "--config", "no/such.yaml", status=2)
     assert len(result.stderr.strip().splitlines()) == 1
     assert "no/such.yaml" in result.stderr
