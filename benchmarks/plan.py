@@ -73,7 +73,7 @@ def make_data(folder: Path, config: str, grid: str, batch: int, steps: int) -> P
     }
     tree["train"] |= {"max_steps": steps, "log_every": 1, "checkpoint_every": steps}
     tree["train"] |= {"evaluate_after_training": False, "effective_batch": batch, "workers": 2}
-    tree["validation"] = {"every": steps, "max_items": 2, "micro_batch": 1, "maps": 0}
+    tree["validation"] = {"every": steps, "max_items": 19, "micro_batch": 1, "maps": 0}
     path = folder / "config.yaml"
     folder.mkdir(parents=True)
     path.write_text(yaml.safe_dump(tree))

@@ -47,10 +47,10 @@ def complete(arguments: list[str], status: int = 0) -> str:
     return output
 
 
-def losses(run_dir: Path) -> dict[int, float]:
+def losses(run_dir: Path, name: str = "train/loss") -> dict[int, float]:
     path = run_dir / "metrics.jsonl"
     records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return {row["step"]: row["train/loss"] for row in records if "train/loss" in row}
+    return {row["step"]: row[name] for row in records if name in row}
 
 
 def wait_for_step(run_dir: Path, step: int) -> None:
@@ -82,6 +82,8 @@ def test_two_processes_and_one_with_twice_the_micro_batch_give_the_same_losses(
     assert one.keys() == two.keys() == set(range(1, 21))
     assert [two[step] for step in two] == pytest.approx([one[step] for step in one], rel=1e-5)
     assert one[20] < one[1]
+    odds = losses(tmp_path / "two", "train/loss_quantiles")
+    assert odds.keys() == two.keys() and 0 < odds[20] < odds[1]
     assert_time_adds_up(tmp_path / "one")
     assert_time_adds_up(tmp_path / "two")
 
