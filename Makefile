@@ -14,7 +14,7 @@ check: .venv/installed
 	$(BIN)/mypy
 
 test: .venv/installed
-	$(BIN)/python -m pytest -m 'not slow and not slurm and not faults'
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not slurm and not faults'
 
 slow: .venv/installed
 	$(BIN)/python -m pytest -m 'slow and not slurm and not faults' || test $$? -eq 5
