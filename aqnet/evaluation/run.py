@@ -26,7 +26,7 @@ from aqnet.evaluation.histograms import Records
 from aqnet.evaluation.odds import OddsScores
 from aqnet.evaluation.stations import Observations, StationScores
 from aqnet.grid import Grid, cell_areas
-from aqnet.physical import clipped, physical, possible
+from aqnet.physical import clipped, in_units, physical, possible
 
 Values = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -112,20 +112,21 @@ class Scorer:
 
     def score(self, batch: Batch, forecast: Forecast) -> list[Item]:
         """What each item of a batch adds, given its forecast."""
-        model, truth = (self._physical(part) for part in (forecast.mean, batch.targets))
+        known = self.config.data.targets, self.statistics
+        model = physical(self._in_domain(forecast.mean), *known)
+        truth = in_units(self._in_domain(batch.targets), *known)  # as it is, below 0 too
         valid = batch.mask[..., torch.from_numpy(self.cells)].numpy()
         items = []
         for row, time in enumerate(batch.time.tolist()):
             quantiles = None
             if forecast.quantiles is not None:
-                quantiles = self._physical(forecast.quantiles[row])
+                quantiles = physical(self._in_domain(forecast.quantiles[row]), *known)
             items.append(self._item(time, model[row], truth[row], valid[row], quantiles))
         return items
 
-    def _physical(self, values: Tensor) -> Values:
-        """Normalised values [..., T, H, W] in the cells of the domain, [..., T, N]."""
-        in_domain = values.cpu()[..., torch.from_numpy(self.cells)]
-        return physical(in_domain, self.config.data.targets, self.statistics)
+    def _in_domain(self, values: Tensor) -> Tensor:
+        """Those of the values [..., T, H, W] in the cells of the domain, [..., T, N]."""
+        return values.cpu()[..., torch.from_numpy(self.cells)]
 
     def add(self, item: Item) -> None:
         """Add an item; rank 0 calls it in time order, which makes the result exact."""

@@ -11,7 +11,7 @@ import torch
 from aqnet import config as configs
 from aqnet.batch import Batch, Forecast, Statistics
 from aqnet.errors import AqnetError
-from aqnet.evaluation import baselines, run
+from aqnet.evaluation import baselines, metrics, run
 from aqnet.evaluation.report import table
 from aqnet.grid import Grid
 
@@ -128,6 +128,20 @@ def test_concentrations_forecast_below_0_count_as_0_whoever_made_them(
             assert scorer.clipped.tolist() == [len(HOURS) * like.size, 0]
     np.testing.assert_allclose(scores[-7.0], scores[0.0], rtol=1e-6, atol=1e-6)
     assert scores[0.0][..., 0].all()  # there are pairs
+
+
+def test_truth_below_0_is_scored_as_it_is(simple: baselines.Baselines):
+    """Instruments report it; only forecasts are mended."""
+    scorer = run.Scorer(CONFIG, GRID, STATISTICS, simple, observed_at, run.Besides({}, ()))
+    mean, std = (part.float()[:, None, None] for part in STATISTICS.of(TARGETS))
+    batch, _ = next(batches())
+    truth = torch.where(batch.mask, (-2.0 - mean) / std, torch.nan)
+    zero = (-mean / std).expand_as(truth)
+    (item,) = scorer.score(batch._replace(targets=truth), Forecast(zero))
+    scorer.add(item)
+    sums = scorer.totals[scorer.forecasts.index("aqnet"), ..., 0, 0, :]
+    errors = sums[..., metrics.SUMS.index("ee")] / sums[..., metrics.SUMS.index("w")]
+    np.testing.assert_allclose(errors, 4.0, rtol=1e-5)
 
 
 def looped(wanted: Callable[[int, int, int], bool], target: int, row: int) -> tuple[int, float]:
