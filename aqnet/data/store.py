@@ -62,7 +62,7 @@ class Chunks:
     def __init__(self, folder: Path, array: zarr.Array[Any]) -> None:
         self._folder, self._steps = folder, array.shape[0]
         self._chunk_shape, self._dtype = array.shape[1:], array.dtype
-        self._indices: dict[int, NDArray[np.uint64]] = {}  # of the shards read so far
+        self._shards: dict[int, tuple[Path, NDArray[np.uint64]]] = {}  # file and index, once read
 
     def read(self, row: int) -> NDArray[Any]:
         """The chunk of `row`, without the first axis.
@@ -71,10 +71,11 @@ class Chunks:
             ValueError, RuntimeError, OSError: it is missing or damaged.
         """
         number, place = divmod(row, HOURS_PER_SHARD)
-        shard = shard_path(self._folder, row)
-        if number not in self._indices:
-            self._indices[number] = _index(shard)
-        offset, length = self._indices[number][place].tolist()
+        if number not in self._shards:
+            path = shard_path(self._folder, row)
+            self._shards[number] = path, _index(path)
+        shard, index = self._shards[number]
+        offset, length = index[place].tolist()
         if offset == NO_CHUNK:
             raise ValueError("its chunk was lost")
         with shard.open("rb") as file:
