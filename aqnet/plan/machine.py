@@ -87,7 +87,7 @@ def preset(name: str, precision: str) -> Machine:
         flops={
             "matrix products": _MATRIX * peak,
             "attention": _ATTENTION * peak,
-            "own operators": _ATTENTION / 2 * fp32,  # causal halves, for which no kernel is faster
+            "own operators": _ATTENTION / 2 * peak,  # causal halves, for which no kernel is faster
         },
         bandwidth=_MEMORY * bandwidth,
         link=_WIRE * link,
@@ -99,7 +99,7 @@ def preset(name: str, precision: str) -> Machine:
         f"{name}: peaks of the data sheet ({peak / 1e12:.0f} TFLOP/s {precision}, "
         f"{bandwidth / 1e12:.2f} TB/s, {network / GB:.0f} GB/s of network a node), of which "
         f"{_MATRIX:.0%} in matrix products, {_ATTENTION:.0%} in attention (half of it with "
-        f"terrain, always FP32), {_MEMORY:.0%} of the memory's and {_WIRE:.0%} of the wires' "
+        f"terrain), {_MEMORY:.0%} of the memory's and {_WIRE:.0%} of the wires' "
         "bandwidth are assumed, not measured",
         "latencies of 10 us in a node and 25 us between nodes and 2 GB of a process before the "
         "model (context, kernels, communicator) are assumed",
