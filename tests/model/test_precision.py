@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from torch import Tensor
 
 from aqnet.model.climax import ClimaX
 from tests.conftest import run
@@ -67,18 +68,35 @@ def test_bf16_compiles_whole(settings):
     assert same(found, expected, 0.05)
 
 
-def trains(tiny: dict[str, Any], folder: Path, setting: str) -> None:
+def trains(tiny: dict[str, Any], folder: Path, *settings: str) -> dict[str, Tensor]:
+    """The weights after four micro-batches a step and validations, or after more of that."""
     config = folder / "tiny.yaml"
     config.write_text(yaml.safe_dump({**tiny, "run_dir": str(folder / "run")}))
-    run("train.py", "--config", str(config), setting, "train.max_steps=2")
+    run("train.py", "--config", str(config), *settings)
     assert (folder / "run/status").read_text() == "finished\n"
+    latest = (folder / "run/checkpoints/latest").read_text().strip()
+    path = folder / "run/checkpoints" / latest / "model.pt"
+    weights: dict[str, Tensor] = torch.load(path, weights_only=True)["model"]
+    return weights
 
 
 def test_train_py_trains_in_bf16(tiny: dict[str, Any], tmp_path: Path):
-    trains(tiny, tmp_path, "train.precision=bf16")
+    trains(tiny, tmp_path, "train.precision=bf16", "train.max_steps=2")
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
-def test_train_py_trains_compiled(tiny: dict[str, Any], tmp_path: Path):
-    trains(tiny, tmp_path, "train.compile=true")
+def test_train_py_trains_compiled_and_continues_to_the_same_bits(
+    tiny: dict[str, Any], tmp_path: Path
+):
+    compiled = ("train.compile=true", "train.decay_steps=4", "train.evaluate_after_training=false")
+    whole, parts, eager = (tmp_path / name for name in ("whole", "parts", "eager"))
+    for folder in (whole, parts, eager):
+        folder.mkdir()
+    expected = trains(tiny, whole, *compiled, "train.max_steps=4")
+    trains(tiny, parts, *compiled, "train.max_steps=2")
+    found = trains(tiny, parts, *compiled, "train.max_steps=4")
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    plain = trains(tiny, eager, *compiled[1:], "train.max_steps=4")
+    moved = [(value - found[name]).norm() for name, value in plain.items()]
+    assert 0 < max(moved) < 0.02  # dropout draws other numbers
