@@ -212,14 +212,14 @@ def waits(device: torch.device) -> Iterator[Row]:
     state = TrainingState(settings, model, model, make_optimizer(model, settings.train), device)
     fields, *times = inputs()
     targets = torch.zeros(2, len(LEADS), len(TARGETS), *grid().shape)
-    batch = Batch(fields.float(), *times, targets, targets == 0)
+    batch = Batch(fields.float(), *times, targets, grid().mask.expand_as(targets))
     batch = batch.pin_memory() if device.type == "cuda" else batch
     for _ in range(2):  # the first makes what later ones have
         with warnings.catch_warnings(record=True) as found:
             warnings.simplefilter("always")
             if device.type == "cuda":
                 torch.cuda.set_sync_debug_mode("warn")
-            optimizer_step(state, iter([batch] * 3), 3, 0, [0.0, 0.0])
+            assert optimizer_step(state, iter([batch] * 3), 3, 0, [0.0, 0.0]).updated
             if device.type == "cuda":
                 torch.cuda.set_sync_debug_mode("default")
     number = sum("synchroniz" in str(warning.message) for warning in found)
