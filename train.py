@@ -247,7 +247,9 @@ def training_data(config: Config, dataset: ForecastDataset) -> loop.TrainingData
     size, rank = distributed.world_size(), distributed.rank()
     sampler = TrainSampler(len(dataset), config, rank, size)
     batches = loader(dataset, sampler, config.train.workers)
-    return loop.TrainingData(sampler, batches, collate([dataset[EMPTY_ITEM]]))
+    # as large as all others, or what is compiled for the warm-up would be compiled again
+    empty = collate([dataset[EMPTY_ITEM]] * config.train.micro_batch)
+    return loop.TrainingData(sampler, batches, empty)
 
 
 def validation_data(config: Config, data: RunData) -> ValidationData:

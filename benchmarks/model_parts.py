@@ -35,6 +35,7 @@ class Part:
         grid: cells; model: settings in place of the original configuration's.
         leads: lead times of the one sample.
         runs: how often it runs; the fastest counts. memory: GB it may take.
+        compile: by torch.compile, whole, which its first run does.
     """
 
     what: str
@@ -44,6 +45,7 @@ class Part:
     leads: int = 1
     runs: int = 2
     memory: float = 8.0
+    compile: bool = False
 
 
 def config_of(part: Part) -> Config:
@@ -113,6 +115,8 @@ def step_of(part: Part) -> tuple[Step, nn.Module]:
         module: nn.Module = model
         if part.what == "plain":
             module = plain_model(part, model.state_dict())
+        if part.compile:
+            module.compile()
         return lambda: module(*inputs).nan_to_num(0.0).square().mean(), module
     if part.piece == "embedding":
         return embedding_step(part)

@@ -88,6 +88,12 @@ def sections(quick: bool) -> dict[str, dict[str, Part]]:
             "domain tokens, window 1,024": Part("aqnet", "whole", NATIVE, DOMAIN | window(1024)),
             "domain tokens, global": Part("aqnet", "whole", NATIVE, DOMAIN),
         },
+        "compiled": {
+            f"128x256, domain tokens, window 1,024, {how}": Part(
+                "aqnet", "whole", ORIGINAL, DOMAIN | window(1024), runs=3, compile=how == "compiled"
+            )
+            for how in ("eager", "compiled")
+        },
         "transport": transport(ORIGINAL, DOMAIN | JOINT | HILLY | {"predict": "change"})
         | transport(NATIVE, DOMAIN | JOINT | HILLY | window(1024) | {"predict": "change"}),
     }

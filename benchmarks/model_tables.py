@@ -14,7 +14,7 @@ def short(row: dict[str, float]) -> str:
 def tables(figures: dict[str, Any]) -> str:
     """Markdown."""
     lines = []
-    for section in ("whole", "parts", "step", "native", "transport"):
+    for section in ("whole", "parts", "step", "native", "compiled", "transport"):
         if section in figures:
             lines += section_table(section, figures[section], figures.get("agreement", {}))
     if "parts" in figures and "step" in figures:

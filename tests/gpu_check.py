@@ -9,36 +9,51 @@ import argparse
 import os
 import subprocess
 import sys
-import time
+import tempfile
+import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
+from aqnet import config as configs
 from aqnet import distributed
-from aqnet.model import bias
-from aqnet.model.attention import Attention
-from aqnet.model.bias import Places
+from aqnet.batch import Batch
+from aqnet.config import Config
 from aqnet.model.biased_attention import biased_attention
 from aqnet.model.climax import ClimaX
+from aqnet.plan.flops import item_flops
+from aqnet.plan.machine import PEAKS
+from aqnet.training.optimizer import make_optimizer
+from aqnet.training.step import TrainingState, optimizer_step
 from benchmarks import model_parts as parts
 from benchmarks.model_parts import Part
-from tests.model.builders import STATISTICS, config_of, grid, inputs
-from tests.reference.attention import dense_attention
+from tests.conftest import prepared
+from tests.gpu_attention import (
+    FP32,
+    Row,
+    against,
+    alternatives,
+    dense_bias,
+    fastest,
+    kernels,
+    peak_memory,
+    start_memory,
+)
+from tests.model.builders import LEADS, STATISTICS, TARGETS, config_of, grid, inputs
+from tests.model.test_precision import trains
 from tests.reference.climax import PlainClimaX
 
-FP32 = 3e-5  # norm-wise distance of FP32 on a GPU from FP64
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of the table: what was checked, what was found, whether that is right."""
-
-    name: str
-    found: str
-    ok: bool
+CONFIG = "configs/lumi_800.yaml"
+DETERMINISTIC = (
+    "train.deterministic=true",
+    "train.decay_steps=4",
+    "train.evaluate_after_training=false",
+)
+PRESETS = {"MI250X": "lumi-g", "A100": "a100", "H100": "h100", "H200": "h100"}
 
 
 def main() -> int:
@@ -53,7 +68,7 @@ def main() -> int:
     if arguments.worker:
         return worker()
     rows = []
-    for check in (ranks, terrain, windows, whole, compiled, steps):
+    for check in (ranks, kernels, whole, compiled, waits, resumed, alternatives, steps):
         for row in guarded(check, device):
             rows.append(row)
             print(f"| {row.name} | {row.found} | {'ok' if row.ok else 'WRONG'} |", flush=True)
@@ -69,16 +84,6 @@ def guarded(check: Callable[[torch.device], Iterator[Row]], device: torch.device
         yield from check(device)
     except (RuntimeError, AssertionError) as error:
         yield Row(check.__name__, f"{type(error).__name__}: {str(error).splitlines()[:1]}", False)
-
-
-def distance(found: Tensor, expected: Tensor) -> float:
-    found, expected = found.detach().cpu().double(), expected.detach().cpu().double()
-    return ((found - expected).norm() / expected.norm().clamp(min=1e-30)).item()
-
-
-def against(name: str, found: list[Tensor], expected: list[Tensor], limit: float) -> Row:
-    worst = max(distance(one, other) for one, other in zip(found, expected, strict=True))
-    return Row(name, f"distance {worst:.1e}, at most {limit:.0e}", worst <= limit)
 
 
 # --- several processes --------------------------------------------------------------------------
@@ -144,53 +149,6 @@ def gradients(model: nn.Module) -> list[Tensor]:
 # --- the parts of the model ---------------------------------------------------------------------
 
 
-def terrain(device: torch.device) -> Iterator[Row]:
-    """Output and gradients against the dense form in FP64, and memory without an L x L tensor."""
-    length, heads = (512, 2) if device.type == "cpu" else (4096, 8)
-    generator = torch.Generator().manual_seed(0)
-    normal = torch.randn(4, 1, heads, length, 96, generator=generator).to(device)
-    z = (5 * torch.rand(1, length, generator=generator)).round(decimals=2).sort().values.to(device)
-    costs = (0.1 + torch.rand(2, heads, generator=generator)).to(device)
-    for name, kind in (("FP32", torch.float32), ("bf16 autocast", torch.bfloat16)):
-        operands = [*normal[:3].to(kind).unbind(0), z, *costs.unbind(0)]
-        start_memory(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=kind != torch.float32):
-            found = derived(terrain_attention, operands, normal[3])
-        peak = peak_memory(device)
-        expected = derived(dense_attention, [value.double() for value in operands], normal[3])
-        # gradients of bf16 queries are rounded to bf16
-        yield against(f"terrain, {name}, output", found[:1], expected[:1], FP32)
-        limit = FP32 if kind == torch.float32 else 0.01
-        yield against(f"terrain, {name}, gradients", found[1:], expected[1:], limit)
-        if device.type == "cuda":
-            square = heads * length**2 * 4
-            yield Row(f"terrain, {name}, memory", f"{peak / 2**20:.0f} MiB", peak < square)
-
-
-def terrain_attention(q: Tensor, k: Tensor, v: Tensor, z: Tensor, *costs: Tensor) -> Tensor:
-    return biased_attention(q, k, v, bias.terrain(z.float(), *costs))
-
-
-def derived(attend: Callable[..., Tensor], operands: list[Tensor], seed: Tensor) -> list[Tensor]:
-    leaves = [value.detach().requires_grad_(at != 3) for at, value in enumerate(operands)]
-    out = attend(*leaves)
-    wanted = [leaf for leaf in leaves if leaf.requires_grad]
-    return [out, *torch.autograd.grad(out, wanted, seed.to(out.dtype))]
-
-
-def windows(device: torch.device) -> Iterator[Row]:
-    """Attention inside windows is that of each window alone, with a shorter last one."""
-    torch.manual_seed(0)
-    for has_terrain in (False, True):
-        attention = Attention(96, 2, 0.0, has_terrain).to(device)
-        x = torch.randn(2, 150, 96, device=device)
-        z = torch.linspace(0, 5, 150, device=device).unsqueeze(0)
-        found = attention(x, Places(z), window=64)
-        alone = [attention(x[:, n : n + 64], Places(z[:, n : n + 64])) for n in range(0, 150, 64)]
-        name = "windows with terrain" if has_terrain else "windows"
-        yield against(name, [found], [torch.cat(alone, dim=1)], FP32)
-
-
 SETTINGS: dict[str, dict[str, Any]] = {
     "global": {},
     "windows": {"attention": "window"},
@@ -221,6 +179,13 @@ def whole(device: torch.device) -> Iterator[Row]:
             [expected.nan_to_num(0.0), *(gradient(references[n]) for n in parameters)],
             1e-4,
         )
+        with torch.autocast(device.type, torch.bfloat16):
+            found = model(*shifted(0, device))
+        yield against(
+            f"whole model in bf16, {name}",
+            *([part.nan_to_num(0.0)] for part in (found, expected)),
+            0.05,
+        )
 
 
 def compiled(device: torch.device) -> Iterator[Row]:
@@ -237,58 +202,105 @@ def compiled(device: torch.device) -> Iterator[Row]:
         yield against(f"compiled by {backend}, {name}", found, expected, 1e-4)
 
 
-# --- one training step --------------------------------------------------------------------------
+# --- training -----------------------------------------------------------------------------------
+
+
+def waits(device: torch.device) -> Iterator[Row]:
+    """The host waits for the device once in an optimizer step, of three micro-batches here."""
+    settings = config_of(quantiles=[0.25, 0.75])
+    model = ClimaX(settings, grid(), STATISTICS).to(device)
+    state = TrainingState(settings, model, model, make_optimizer(model, settings.train), device)
+    fields, *times = inputs()
+    targets = torch.zeros(2, len(LEADS), len(TARGETS), *grid().shape)
+    batch = Batch(fields.float(), *times, targets, grid().mask.expand_as(targets))
+    batch = batch.pin_memory() if device.type == "cuda" else batch
+    for _ in range(2):  # the first makes what later ones have
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            if device.type == "cuda":
+                torch.cuda.set_sync_debug_mode("warn")
+            assert optimizer_step(state, iter([batch] * 3), 3, 0, [0.0, 0.0]).updated
+            if device.type == "cuda":
+                torch.cuda.set_sync_debug_mode("default")
+    number = sum("synchroniz" in str(warning.message) for warning in found)
+    yield Row("waits of the host in a step", str(number), number == int(device.type == "cuda"))
+
+
+def resumed(device: torch.device) -> Iterator[Row]:
+    """With `deterministic: true` a run continued from a checkpoint has the bits of another."""
+    with tempfile.TemporaryDirectory() as name:
+        tree = prepared(Path(name) / "world")
+        for precision in ("fp32",) if device.type == "cpu" else ("fp32", "bf16"):
+            weights = []
+            for case, stops in (("whole", (4,)), ("parts", (2, 4))):
+                folder = Path(name) / f"{precision}_{case}"
+                folder.mkdir()
+                for steps in stops:
+                    settings = (f"train.precision={precision}", f"train.max_steps={steps}")
+                    found = trains(tree, folder, *settings, *DETERMINISTIC)
+                weights.append(found)
+            same = all(torch.equal(weights[0][key], value) for key, value in weights[1].items())
+            yield Row(f"deterministic and resumed, {precision}", "same bits" if same else "-", same)
 
 
 def steps(device: torch.device) -> Iterator[Row]:
-    """Time and memory of a training step of the original configuration, drop rates included."""
-    domain = {"tokens": "domain"}
-    window = {"attention": "window", "window": 1024, "regions": None}
-    cases = {
-        "original": ((128, 256), {}),
-        "domain tokens": ((128, 256), domain),
-        "domain tokens, windows": ((128, 256), domain | window),
-        "native grid, domain tokens, windows": ((340, 432), domain | window),
-    }
-    drops = {"drop_rate": 0.1, "drop_path": 0.1}
-    for name, (shape, model) in cases.items():
-        part = Part("aqnet", "whole", shape, drops | model)
-        if device.type == "cpu":
-            part = Part("aqnet", "whole", (32, 64), drops | model | {"embed_dim": 32, "depth": 2})
-        for precision in ("fp32", "bf16"):
-            seconds, memory, value = training_step(part, device, precision == "bf16")
-            found = f"{1000 * seconds:.0f} ms, {memory / 2**30:.2f} GiB, loss {value:.4f}"
-            yield Row(f"training step, {name}, {precision}", found, value == value)
+    """Time and memory of a training step of one item of lumi_800.yaml, drop rates included."""
+    shape = (32, 64) if device.type == "cpu" else (128, 256)
+    tree = configs.to_dict(configs.load(CONFIG))
+    if device.type == "cpu":
+        tree["model"] |= {"embed_dim": 32, "depth": 2}
+    config = configs.from_dict(tree, CONFIG)
+    gpu = torch.cuda.get_device_name() if device.type == "cuda" else ""
+    kinds = [kind for kind in PRESETS if kind in gpu]
+    flops = item_flops(lumi_model(config, shape), config)
+    for precision in ("fp32", "bf16"):
+        for how in ("eager", "compiled", "dense bias"):
+            attend = dense_bias if how == "dense bias" else biased_attention
+            with mock.patch("aqnet.model.attention.biased_attention", attend):
+                seconds, memory, value = training_step(
+                    config, shape, device, precision, how == "compiled"
+                )
+            found = f"{1000 * seconds:.0f} ms, {memory / 2**30:.2f} GiB, loss {value:.3g}, "
+            found += f"{flops / seconds / 1e12:.3g} TFLOP/s"
+            for kind in kinds:
+                peak = PEAKS[PRESETS[kind]][int(precision == "bf16")]
+                found += f", {flops / seconds / peak:.0%} of the peak"
+            yield Row(f"step of lumi_800.yaml, {precision}, {how}", found, value == value)
 
 
-def training_step(part: Part, device: torch.device, bf16: bool) -> tuple[float, int, float]:
+def training_step(
+    config: Config, shape: tuple[int, int], device: torch.device, precision: str, compiles: bool
+) -> tuple[float, int, float]:
     """Seconds of the fastest of five, peak bytes, last loss."""
-    model, config = parts.models(part)
-    model.train().to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    model = lumi_model(config, shape).train().to(device)
+    if compiles:
+        torch._dynamo.reset()
+        model.compile(backend="aot_eager" if device.type == "cpu" else "inductor")
+    optimizer = make_optimizer(model, config.train)
+    part = Part("aqnet", "whole", shape, leads=len(config.data.lead_times))
     sample = [value.to(device) for value in parts.sample(part, config)]
-    start_memory(device)
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            value = model(*sample).nan_to_num(0.0).square().mean()
-        value.backward()
+    last = torch.zeros(())
+
+    def step() -> None:
+        nonlocal last
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            last = model(*sample).nan_to_num(0.0).square().mean()
+        last.backward()
         optimizer.step()
         optimizer.zero_grad()
-        last = value.item()  # waits for the device
-        times.append(time.perf_counter() - start)
-    return min(times), peak_memory(device), last
+
+    step()
+    start_memory(device)
+    return fastest(step, device), peak_memory(device), last.item()
 
 
-def start_memory(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-
-
-def peak_memory(device: torch.device) -> int:
-    return torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
+def lumi_model(config: Config, shape: tuple[int, int]) -> ClimaX:
+    torch.manual_seed(0)
+    model = ClimaX(config, parts.grid_of(shape), parts.statistics_of(config))
+    for parameter in model.parameters():
+        if not bool(parameter.any()):  # what starts without an effect
+            nn.init.normal_(parameter, std=0.02)
+    return model
 
 
 if __name__ == "__main__":

@@ -205,7 +205,7 @@ class Train:
         ema_decay: keep a moving average of the weights, which is what is validated and used.
         weather_dropout: share of training samples without weather to come.
         patience: validations in a row without a lower loss that end the run.
-        precision: bf16 runs linear layers and plain attention in it.
+        precision: bf16 runs linear layers and attention in it, that with a bias on GPUs alone.
         compile: with torch.compile.
         deterministic: the same bits on a GPU too, slower.
         max_bad_steps: steps in a row without finite loss and gradient that end the run.

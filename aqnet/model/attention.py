@@ -95,6 +95,8 @@ class Attention(nn.Module):
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         features = self._features(places, x)
         if features is not None:
+            if x.device.type == "cpu":  # few are faster in bf16
+                q, k, v = (part.to(features.senders.dtype) for part in (q, k, v))
             out = biased_attention(q, k, v, features)
         else:
             if x.device.type == "cpu":  # whose kernel takes rows packed by head 6 % faster

@@ -24,19 +24,26 @@ from torch.utils.flop_counter import (
 )
 
 from aqnet.errors import AqnetError
-from aqnet.model.bias import Features
+from aqnet.model.bias import (
+    Features,
+    number_of_columns,
+    receiver_columns,
+    receiver_gradient,
+    sender_columns,
+)
 
 _CHUNK = 512  # queries at once in an exported program
 
 
 def biased_attention(q: Tensor, k: Tensor, v: Tensor, bias: Features) -> Tensor:
-    """Softmax attention with a bias on the scores, exact, in linear memory, in FP32 at least.
+    """Softmax attention with a bias on the scores, exact, in linear memory.
 
     Args:
-        q, k, v: queries, keys and values, shape [B, A, L, d].
+        q, k, v: queries, keys and values, bf16, FP32 or FP64, shape [B, A, L, d]. In bf16 scores
+            and their bias are summed in FP32.
         bias: of these tokens, in FP32 or FP64.
     Returns:
-        Shape [B, A, L, d], FP64 for FP64 queries and FP32 otherwise.
+        Shape and dtype of the queries.
     Raises:
         AqnetError: the device has no kernel for it.
     """
@@ -45,11 +52,9 @@ def biased_attention(q: Tensor, k: Tensor, v: Tensor, bias: Features) -> Tensor:
             f"model.terrain.enabled and model.transport: no kernel for the device "
             f"'{q.device.type}', expected cpu or cuda (ROCm included); set them to false and off"
         )
-    # in bf16 the appended numbers would lose up to 5.6 % of the bias
     kind = torch.promote_types(q.dtype, torch.float32)
     batch = q.shape[0]
     with torch.autocast(q.device.type, enabled=False):
-        q, k, v = (tensor.to(kind) for tensor in (q, k, v))
         receivers, senders, above = (
             None if part is None else part.to(kind).expand(batch, *part.shape[1:]) for part in bias
         )
@@ -85,8 +90,8 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     """The output, and its log-sum-exp [B, A, L]."""
     scale, width = _scale(q), q.shape[-1]
-    features = receivers.shape[-1]
-    keys, values = _widened(k, senders.unsqueeze(1)), _padded(v, width, features)
+    keys = _keys(k, senders)
+    values = _padded(v, keys.shape[-1])
     causal = above is not None
     out, lse = _flash(_queries(q, receivers), keys, values, causal, scale)
     if above is not None and q.shape[2] > 1:
@@ -98,7 +103,7 @@ def _forward(
         lower_lse, lse = lse, torch.logaddexp(lse, upper_lse)
         out = out * (lower_lse - lse).exp().unsqueeze(-1)
         out += upper * (upper_lse - lse).exp().unsqueeze(-1)
-    return out[..., :width].contiguous(), lse.contiguous()
+    return out[..., :width].to(q.dtype).contiguous(), lse.contiguous()
 
 
 @torch.library.custom_op("aqnet::biased_attention_backward", mutates_args=())
@@ -114,17 +119,15 @@ def _backward(
     lse: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, receivers and above (empty where there is none)."""
-    scale, width = _scale(q), q.shape[-1]
-    keys = _widened(k, senders.unsqueeze(1))
-    number = receivers.shape[-1]
-    values, grad, out = (_padded(tensor, width, number) for tensor in (v, grad, out))
+    scale, width, features = _scale(q), q.shape[-1], receivers.shape[-1]
+    keys = _keys(k, senders)
+    values, grad, out = (_padded(tensor, keys.shape[-1]) for tensor in (v, grad, out))
     causal = above is not None
     dq, dk, dv = _flash_backward(
         grad, _queries(q, receivers), keys, values, out, lse, causal, scale
     )
-    features = slice(width, width + number)
-    d_receivers = (dq[..., features] / scale).contiguous()
-    d_above = q.new_empty(0)
+    d_receivers = (receiver_gradient(dq[..., width:], features) / scale).contiguous()
+    d_above = receivers.new_empty(0)
     if above is not None:
         d_above = torch.zeros_like(d_receivers)
         if q.shape[2] > 1:
@@ -132,7 +135,7 @@ def _backward(
             last = [tensor[:, :, :-1].flip(2) for tensor in (grad, out, lse)]
             more = _flash_backward(last[0], *halves, last[1], last[2], causal, scale)
             upper_dq, upper_dk, upper_dv = (tensor.flip(2) for tensor in more)
-            d_above[:, :, :-1] = upper_dq[..., features] / scale
+            d_above[:, :, :-1] = receiver_gradient(upper_dq[..., width:], features) / scale
             dq[:, :, :-1] += upper_dq
             dk[:, :, 1:] += upper_dk
             dv[:, :, 1:] += upper_dv
@@ -142,7 +145,8 @@ def _backward(
 
 @_forward.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, *rest: Tensor | None) -> Any:
-    return q.new_empty(q.shape), q.new_empty(q.shape[:3])
+    kind = torch.promote_types(q.dtype, torch.float32)
+    return q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=kind)
 
 
 @_backward.register_fake
@@ -156,7 +160,9 @@ def _(
     above: Tensor | None,
     *rest: Tensor,
 ) -> Any:
-    others = (q.new_empty(receivers.shape), q.new_empty(0 if above is None else receivers.shape))
+    others = [receivers.new_empty(receivers.shape) for _ in range(2)]
+    if above is None:
+        others[1] = receivers.new_empty(0)
     return *(q.new_empty(q.shape) for _ in range(3)), *others
 
 
@@ -176,24 +182,28 @@ _forward.register_autograd(_differentiate, setup_context=_save)
 # --- the numbers appended to queries, keys and values --------------------------------------------
 
 
-def _widened(tensor: Tensor, features: Tensor) -> Tensor:
-    """Features appended, and, for the GPU kernels' aligned loads, zeros up to a multiple of 8."""
-    features = features.expand(*tensor.shape[:-1], -1)
-    return _padded(torch.cat([tensor, features], -1), tensor.shape[-1], features.shape[-1])
-
-
 def _queries(q: Tensor, receivers: Tensor) -> Tensor:
     """With what the kernel does not scale, though it scales all of a query."""
-    return _widened(q, receivers / _scale(q))
+    return _widened(q, receiver_columns(receivers / _scale(q), q.dtype))
 
 
-def _padded(tensor: Tensor, width: int, features: int) -> Tensor:
-    """Zeros appended, up to what heads of `width` with `features` take in the kernel."""
-    return F.pad(tensor, (0, _width(width, features) - tensor.shape[-1]))
+def _keys(k: Tensor, senders: Tensor) -> Tensor:
+    return _widened(k, sender_columns(senders.unsqueeze(1), k.dtype))
 
 
-def _width(width: int, features: int) -> int:
-    return width + features + -(width + features) % 8
+def _widened(tensor: Tensor, columns: Tensor) -> Tensor:
+    """Columns appended, and, for the GPU kernels' aligned loads, zeros up to a multiple of 8."""
+    wide = torch.cat([tensor, columns.expand(*tensor.shape[:-1], -1)], -1)
+    return _padded(wide, _rounded(wide.shape[-1]))
+
+
+def _padded(tensor: Tensor, width: int) -> Tensor:
+    """Zeros appended, up to `width`."""
+    return F.pad(tensor, (0, width - tensor.shape[-1]))
+
+
+def _rounded(width: int) -> int:
+    return width + -width % 8
 
 
 def _upper(queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -208,16 +218,20 @@ def _scale(q: Tensor) -> float:
 # --- what torch's FlopCounterMode counts: two causal halves are one whole ------------------------
 
 
-@register_flop_formula(torch.ops.aqnet.biased_attention)
-def _(q: Any, k: Any, v: Any, receivers: Any, *_: Any, **__: Any) -> int:
-    width = _width(q[-1], receivers[-1])
-    return sdpa_flop_count(*((*shape[:-1], width) for shape in (q, k, v)))
+@register_flop_formula(torch.ops.aqnet.biased_attention, get_raw=True)
+def _(q: Tensor, k: Tensor, v: Tensor, receivers: Tensor, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(*_shapes(receivers, q, k, v))
 
 
-@register_flop_formula(torch.ops.aqnet.biased_attention_backward)
-def _(grad: Any, q: Any, k: Any, v: Any, receivers: Any, *_: Any, **__: Any) -> int:
-    width = _width(q[-1], receivers[-1])
-    return sdpa_backward_flop_count(*((*shape[:-1], width) for shape in (grad, q, k, v)))
+@register_flop_formula(torch.ops.aqnet.biased_attention_backward, get_raw=True)
+def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, receivers: Tensor, *_: Any, **__: Any) -> int:
+    return sdpa_backward_flop_count(*_shapes(receivers, grad, q, k, v))
+
+
+def _shapes(receivers: Tensor, *tensors: Tensor) -> list[tuple[int, ...]]:
+    """What the kernel is given."""
+    columns = number_of_columns(receivers.shape[-1], tensors[0].dtype)
+    return [(*tensor.shape[:-1], _rounded(tensor.shape[-1] + columns)) for tensor in tensors]
 
 
 # --- flash attention that returns its log-sum-exp ------------------------------------------------
@@ -226,6 +240,11 @@ def _(grad: Any, q: Any, k: Any, v: Any, receivers: Any, *_: Any, **__: Any) -> 
 def _flash(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
     if q.device.type == "cpu":
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            q, k, v, 0.0, causal, scale=scale
+        )
+        return out, lse
+    if q.dtype == torch.bfloat16:
+        out, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(
             q, k, v, 0.0, causal, scale=scale
         )
         return out, lse
@@ -251,9 +270,15 @@ def _flash_backward(
             grad, q, k, v, out, lse, 0.0, causal, scale=scale
         )
         return dq, dk, dv
+    seed = torch.zeros((), dtype=torch.int64, device=q.device)  # no dropout
+    if q.dtype == torch.bfloat16:
+        lengths = (None, None, q.shape[2], q.shape[2])  # the same for all samples
+        dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_backward(
+            grad, q, k, v, out, lse, *lengths, 0.0, causal, seed, seed, scale=scale
+        )
+        return dq, dk, dv
     if torch.version.hip is None:  # the CUDA kernel wants rows in multiples of 32, the rest inf
         lse = F.pad(lse, (0, -lse.shape[2] % 32), value=math.inf)
-    seed = torch.zeros((), dtype=torch.int64, device=q.device)  # no dropout
     wanted = [True, True, True, False]
     dq, dk, dv, _ = torch.ops.aten._scaled_dot_product_efficient_attention_backward(
         grad, q, k, v, None, out, lse, seed, seed, 0.0, wanted, causal, scale=scale

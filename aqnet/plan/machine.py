@@ -64,12 +64,12 @@ class Machine:
 # peak FP32 and BF16 matrix FLOP/s, memory bytes/s and bytes, network bytes/s of a node: data sheets
 # of MI250X (per die), A100 80 GB SXM and H100 SXM; nodes of LUMI-G (4 x 200 Gb/s), and of 4 and 8
 # such GPUs with 200 and 400 Gb/s each
-_PEAKS = {
+PEAKS = {
     "lumi-g": (47.9e12, 191.5e12, 1.6e12, 64 * GB, 100 * GB, 50 * GB),
     "a100": (19.5e12, 312e12, 2.0e12, 80 * GB, 100 * GB, 300 * GB),
     "h100": (67e12, 989e12, 3.35e12, 80 * GB, 400 * GB, 450 * GB),
 }
-PRESETS = tuple(_PEAKS)
+PRESETS = tuple(PEAKS)
 _MATRIX, _ATTENTION, _MEMORY, _WIRE = 0.4, 0.25, 0.6, 0.6  # shares of the peaks that we assume
 _GPU_BASE = 2 * GB
 
@@ -81,13 +81,13 @@ def machine_of(name: str | None, config: Config) -> Machine:
 
 def preset(name: str, precision: str) -> Machine:
     """A known machine: data-sheet peaks times assumed shares of them."""
-    fp32, bf16, bandwidth, memory, network, link = _PEAKS[name]
+    fp32, bf16, bandwidth, memory, network, link = PEAKS[name]
     peak = bf16 if precision == "bf16" else fp32
     rates = Rates(
         flops={
             "matrix products": _MATRIX * peak,
             "attention": _ATTENTION * peak,
-            "own operators": _ATTENTION / 2 * fp32,  # causal halves, for which no kernel is faster
+            "own operators": _ATTENTION / 2 * peak,  # causal halves, for which no kernel is faster
         },
         bandwidth=_MEMORY * bandwidth,
         link=_WIRE * link,
@@ -99,7 +99,7 @@ def preset(name: str, precision: str) -> Machine:
         f"{name}: peaks of the data sheet ({peak / 1e12:.0f} TFLOP/s {precision}, "
         f"{bandwidth / 1e12:.2f} TB/s, {network / GB:.0f} GB/s of network a node), of which "
         f"{_MATRIX:.0%} in matrix products, {_ATTENTION:.0%} in attention (half of it with "
-        f"terrain, always FP32), {_MEMORY:.0%} of the memory's and {_WIRE:.0%} of the wires' "
+        f"terrain), {_MEMORY:.0%} of the memory's and {_WIRE:.0%} of the wires' "
         "bandwidth are assumed, not measured",
         "latencies of 10 us in a node and 25 us between nodes and 2 GB of a process before the "
         "model (context, kernels, communicator) are assumed",

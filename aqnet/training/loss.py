@@ -77,6 +77,7 @@ def pinball_sums(
     if forecast.cells is not None:
         truth, valid = (part.index_select(-1, forecast.cells) for part in (truth, valid))
     difference = torch.where(valid.unsqueeze(1), truth.unsqueeze(1) - quantiles, 0.0)
-    level = quantiles.new_tensor(levels).view(-1, 1, 1, 1)
+    # new_tensor(levels) would make the host wait for a GPU
+    level = torch.stack([quantiles.new_full((), number) for number in levels]).view(-1, 1, 1, 1)
     losses = level * difference + F.relu(-difference)
     return losses.sum((0, 1, 4)) / len(levels), valid.sum((0, 3))

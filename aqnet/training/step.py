@@ -101,24 +101,33 @@ def optimizer_step(
     by the number of all valid cells. A non-finite loss or gradient norm on any rank skips the
     update on all of them. The learning rate is set already.
     """
+    watch = state.stopwatch
     sums, times = _accumulate(state, batches, micro_steps, step)
-    with state.stopwatch.part("communication"):
-        mine = torch.cat([torch.tensor(flags, dtype=torch.float64), sums.flatten()])
-        shared = distributed.sum_(mine)
-    found, sums = shared[: len(flags)], shared[len(flags) :].view_as(sums)
-    errors, cells, losses, theirs = sums
-    weights, counts = state.weights.cpu(), (cells.sum(), theirs.sum())
-    loss, pinball = (
-        float((part * weights).sum() / count)
-        for part, count in zip((errors, losses), counts, strict=True)
-    )
-    with state.stopwatch.part("optimizer"):
-        norm = _scale_and_clip(state, [max(1.0, float(count)) for count in counts])
-        updated = bool(np.isfinite(loss) and np.isfinite(norm))
+    with watch.part("communication"):
+        told = torch.tensor(flags, dtype=torch.float64, pin_memory=state.device.type == "cuda")
+        told = told.to(state.device, non_blocking=True)
+        shared = distributed.sum_(torch.cat([told, sums.flatten()]))
+    sums = shared[len(flags) :].view_as(sums)
+    counts = sums[1::2].sum((1, 2))
+    losses = (sums[::2] * state.weights).sum((1, 2)) / counts
+    with watch.part("optimizer"):
+        norm = _scale_and_clip(state, counts.clamp(min=1.0))
+    with watch.part("backward"):  # on a GPU, the one place where its work is waited for
+        numbers = on_host(torch.cat([losses, norm.double(), shared]))
+    watch.move(distributed.exchange_seconds(state.parallel), "backward", "communication")
+    loss, pinball, norm_found, *found = numbers[: 3 + len(flags)].tolist()
+    errors, cells = numbers[3 + len(flags) :].view_as(sums)[:2]
+    with watch.part("optimizer"):
+        updated = bool(np.isfinite(loss) and np.isfinite(norm_found))
         if updated:
             state.optimizer.step()
         state.optimizer.zero_grad()
-    return StepResult(errors, cells, loss, pinball, norm, found.tolist(), updated, times)
+    return StepResult(errors, cells, loss, pinball, norm_found, found, updated, times)
+
+
+def on_host(numbers: Tensor) -> Tensor:
+    """A copy for the host, which waits until the device has them: once in an optimizer step."""
+    return numbers.cpu()
 
 
 def warm_up(state: TrainingState, empty: Batch) -> None:
@@ -138,7 +147,7 @@ def warm_up(state: TrainingState, empty: Batch) -> None:
 def _accumulate(
     state: TrainingState, batches: Iterator[Batch], micro_steps: int, step: int
 ) -> tuple[Tensor, list[int]]:
-    """Gradients of the sum of errors, and `all_sums`, float64 on the CPU, shape [4, K, T]."""
+    """Gradients of the sum of errors, and `all_sums` with the items' times."""
     watch = state.stopwatch
     totals = torch.zeros(4, *state.weights.shape, dtype=torch.float64, device=state.device)
     times: list[int] = []
@@ -157,19 +166,16 @@ def _accumulate(
             with watch.part("backward"), exchange:
                 (sums[::2] * state.weights).sum().backward()
                 totals += sums.detach()
-    with watch.part("backward"):  # on a GPU, here is where its work is waited for
-        totals = totals.cpu()
-    watch.move(distributed.exchange_seconds(state.parallel), "backward", "communication")
     return totals, times
 
 
-def _scale_and_clip(state: TrainingState, cells: list[float]) -> float:
+def _scale_and_clip(state: TrainingState, cells: Tensor) -> Tensor:
     """Divide the gradients of each group by its `cells` of all ranks, and clip them to `clip_norm`.
 
     Gradients are equal on all ranks here, so a norm is the global one.
 
     Returns:
-        The norm of the first group before; NaN where that of any is not finite.
+        The norm of the first group before; NaN where that of any is not finite; shape [1].
     """
     norms = []
     for group, count in zip(state.groups, cells, strict=True):
@@ -177,11 +183,11 @@ def _scale_and_clip(state: TrainingState, cells: list[float]) -> float:
         if not present:
             continue
         gradients = [value.grad for value in present if value.grad is not None]
-        torch._foreach_mul_(gradients, distributed.world_size() / count)
+        torch._foreach_mul_(gradients, (distributed.world_size() / count).to(gradients[0].dtype))
         norms.append(torch.nn.utils.get_total_norm(gradients))
         torch.nn.utils.clip_grads_with_norm_(present, state.config.train.clip_norm, norms[-1])
     whole = torch.stack(norms)
-    return float(torch.where(whole.isfinite().all(), whole[0], torch.nan))
+    return torch.where(whole.isfinite().all(), whole[:1], torch.nan)
 
 
 def check_ranks_agree(state: TrainingState, step: int) -> None:

@@ -1,21 +1,27 @@
 """bf16 by autocast: what must stay in FP32 does, and the rest comes close."""
 
+import copy
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from torch import Tensor
 
+from aqnet.batch import Batch
 from aqnet.model.climax import ClimaX
+from aqnet.training.optimizer import make_optimizer
+from aqnet.training.step import TrainingState, optimizer_step
 from tests.conftest import run
-from tests.model.builders import STATISTICS, config_of, grid, inputs, same
+from tests.model.builders import LEADS, STATISTICS, TARGETS, config_of, grid, inputs, same
 
 BF16 = {"device_type": "cpu", "dtype": torch.bfloat16}
 
 
-def single(**settings: str) -> ClimaX:
+def single(**settings: Any) -> ClimaX:
     """In FP32, as training has it, every parameter in effect."""
     torch.manual_seed(0)
     model = ClimaX(config_of(**settings), grid(), STATISTICS)
@@ -67,18 +73,64 @@ def test_bf16_compiles_whole(settings):
     assert same(found, expected, 0.05)
 
 
-def trains(tiny: dict[str, Any], folder: Path, setting: str) -> None:
+def trained(compiled: bool, parts: Sequence[int]) -> tuple[dict[str, Tensor], Tensor]:
+    """Weights after steps of two micro-batches, and a forecast on the way; a new part begins from
+    the states of the one before."""
+    fields, *times = inputs()
+    targets = torch.zeros(2, len(LEADS), len(TARGETS), *grid().shape)
+    batch = Batch(fields.float(), *times, targets, grid().mask.expand_as(targets))
+    states, step = None, 0
+    for steps in parts:
+        model, device = single(depth=1), torch.device("cpu")
+        if compiled:
+            torch._dynamo.reset()
+            model.compile(backend="aot_eager")
+        optimizer = make_optimizer(model, config_of().train)
+        if states is not None:
+            model.load_state_dict(states[0])
+            optimizer.load_state_dict(states[1])
+        state = TrainingState(config_of(), model, model, optimizer, device)
+        for _ in range(steps):
+            assert optimizer_step(state, iter([batch] * 2), 2, step, [0.0]).updated
+            model.eval()
+            with torch.inference_mode():
+                forecast = model(*batch[:3])
+            model.train()
+            step += 1
+        states = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    assert states is not None
+    return states[0], forecast
+
+
+@pytest.mark.slow
+def test_compiled_training_accumulates_validates_and_continues_to_the_same_bits():
+    # by the compiler's front; the slow test below has its kernels
+    weights, forecast = trained(True, [2])
+    again, later = trained(True, [1, 1])
+    plain, eager = trained(False, [2])
+    assert all(torch.equal(again[name], value) for name, value in weights.items())
+    assert torch.equal(forecast.nan_to_num(0.0), later.nan_to_num(0.0))
+    assert all(same(plain[name], value, 1e-4) for name, value in weights.items())
+    assert same(eager, forecast, 1e-4)
+
+
+def trains(tiny: dict[str, Any], folder: Path, *settings: str) -> dict[str, Tensor]:
+    """The weights after four micro-batches a step and validations, or after more of that."""
     config = folder / "tiny.yaml"
     config.write_text(yaml.safe_dump({**tiny, "run_dir": str(folder / "run")}))
-    run("train.py", "--config", str(config), setting, "train.max_steps=2")
+    run("train.py", "--config", str(config), *settings)
     assert (folder / "run/status").read_text() == "finished\n"
+    latest = (folder / "run/checkpoints/latest").read_text().strip()
+    path = folder / "run/checkpoints" / latest / "model.pt"
+    weights: dict[str, Tensor] = torch.load(path, weights_only=True)["model"]
+    return weights
 
 
 def test_train_py_trains_in_bf16(tiny: dict[str, Any], tmp_path: Path):
-    trains(tiny, tmp_path, "train.precision=bf16")
+    trains(tiny, tmp_path, "train.precision=bf16", "train.max_steps=2")
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 def test_train_py_trains_compiled(tiny: dict[str, Any], tmp_path: Path):
-    trains(tiny, tmp_path, "train.compile=true")
+    trains(tiny, tmp_path, "train.compile=true", "train.max_steps=2")

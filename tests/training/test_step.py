@@ -1,15 +1,22 @@
 """One optimizer step: exact for any split into ranks and micro-batches; bad steps are skipped."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from aqnet import distributed
+from aqnet.batch import Batch
+from aqnet.model.bias import Features
+from aqnet.model.climax import ClimaX
 from aqnet.training.loss import loss_sums, loss_weights, pinball_sums
 from aqnet.training.step import TrainingState, optimizer_step, warm_up
 from tests.distributed.test_distributed import on_ranks
+from tests.model.builders import STATISTICS, config_of, grid, inputs
 from tests.training.toy import LEVELS, SHAPE, Toy, ToyOdds, batch_of, config
 
 
@@ -132,3 +139,62 @@ def test_huber_loss_is_torchs_over_valid_cells():
 def test_weights_are_the_products_of_target_and_lead_time():
     weights = loss_weights(config(lead_time_weights={"24": 0.5}), torch.device("cpu"))
     torch.testing.assert_close(weights, torch.tensor([[1.0, 1.0, 3.0], [0.5, 0.5, 1.5]]))
+
+
+class NoWaiting(TorchFunctionMode):
+    """Fails at copies to a device that the host waits for."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = function(*args, **kwargs)
+        name = getattr(function, "__name__", "")
+        if name in ("tensor", "as_tensor", "new_tensor"):
+            assert result.device.type == "cpu", "numbers of Python copied to the device"
+        if name in ("to", "copy_"):
+            source = args[0] if name == "to" else args[1]
+            moved = result.device != source.device
+            assert not moved or kwargs.get("non_blocking"), "a copy that waits"
+        return result
+
+
+def without_values(q: Tensor, k: Tensor, v: Tensor, bias: Features) -> Tensor:
+    """`biased_attention` where it has no kernel."""
+    parts = [None if part is None else part.expand(len(q), *part.shape[1:]) for part in bias]
+    out: Tensor = torch.ops.aqnet.biased_attention(q, k, v, *parts)[0]
+    return out
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"quantiles": [0.25, 0.75]}, {"lead_time_mode": "conditioned", "attention": "window"}],
+)
+def test_a_step_of_the_whole_model_waits_for_its_device_once(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    # tensors on this device have no values: to ask for one, or to copy one to the host, fails
+    device, waits = torch.device("meta"), []
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr("aqnet.model.attention.biased_attention", without_values)
+
+    def once(numbers: Tensor) -> Tensor:
+        waits.append(numbers.device)
+        return torch.ones(numbers.shape, dtype=numbers.dtype)
+
+    monkeypatch.setattr("aqnet.training.step.on_host", once)
+    settings_of = config_of(**settings)
+    model = ClimaX(settings_of, grid(), STATISTICS).to(device)
+    before = [value._version for value in model.parameters()]
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    state = TrainingState(settings_of, model, model, optimizer, device)
+    fields, *times = inputs()
+    targets = torch.zeros(2, 4, 2, 8, 12)
+    batch = Batch(fields.float(), *times, targets, targets == 0)
+    with NoWaiting():
+        result = optimizer_step(state, iter([batch] * 2), 2, 0, [0.0, 1.0])
+    assert waits == [device]
+    assert result.updated and len(result.times) == 4
+    assert all(value._version > old for value, old in zip(model.parameters(), before, strict=True))
+    with pytest.raises(RuntimeError, match="meta"):
+        float(torch.zeros((), device=device))
