@@ -20,7 +20,7 @@ from aqnet.evaluation import metrics, probabilities
 from aqnet.evaluation.histograms import Records
 from aqnet.evaluation.report import air_paths, curves, maps, names, page
 from aqnet.evaluation.report.example_forecast import Example
-from aqnet.evaluation.report.page import Picture, Rows
+from aqnet.evaluation.report.page import Picture, Rows, whole_of
 from aqnet.evaluation.report.places import AtPlaces
 from aqnet.files import write_beside
 from aqnet.grid import Grid
@@ -86,13 +86,14 @@ def draw_all(
         figure = air_paths.draw(chart, origin, config, units[name])
         keep("air_paths", "Where the air comes from", air_paths.caption(chart, origin), figure)
     known = [name for name in data.targets if name in metrics.EVENT_THRESHOLDS]
-    events = [name for name in known if records.exceeded[:, data.targets.index(name)].any()]
+    often = records.exceeded.sum((0, 2)) >= curves.RAREST * records.pairs.sum((0, 2, 3))
+    events = [name for name in known if often[data.targets.index(name)]]
     caption = (
         "Share of pairs whose truth reached the event threshold (dotted), by what was forecast. A "
         f"perfect forecast jumps from 0 to 1 there. Bins of at least {curves.FEWEST_PAIRS} pairs."
     )
     if never := [names.plain(name) for name in known if name not in events]:
-        caption += f" Never reached: {', '.join(never)}."
+        caption += f" Reached in less than {curves.RAREST:.1%}: {', '.join(never)}."
     if events:
         figure = curves.reliability(records, config, units, events)
         keep("reliability", "Reliability of exceedance", caption, figure)
@@ -125,12 +126,19 @@ def _odds(keep: Keep, table: Rows, promises: Rows, config: Config) -> None:
     caption = "Share of the truth at or below each quantile; on the dotted line it is as promised."
     figure = curves.promised(promises, "quantile")
     keep("quantiles", "Reliability of the quantiles", caption, figure, "odds")
-    events = {row["pollutant"] for row in promises if row["kind"] == "event" and row["observed"]}
+    # a pollutant that is never promised more than the lowest class says would be a single point
+    events = {
+        row["pollutant"]
+        for row in whole_of(promises)
+        if (row["forecast"], row["kind"]) == ("aqnet", "event")
+        and row["share_of_forecasts"] >= curves.RAREST
+        and row["promised"] >= 1 / probabilities.RELIABILITY_BINS
+    }
     shown = [row for row in promises if row["pollutant"] in events]
     if shown:
         caption = (
             "How often the event threshold was reached, by the probability that was forecast, in "
-            f"classes of at least {curves.RAREST:.1%} of the forecasts; pollutants that reached it."
+            f"classes of at least {curves.RAREST:.1%} of the forecasts; pollutants that have two."
         )
         figure = curves.promised(shown, "event")
         keep("odds", "Reliability of the probability of exceedance", caption, figure, "odds")
