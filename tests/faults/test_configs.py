@@ -14,7 +14,7 @@ from aqnet.config import reading
 from aqnet.errors import AqnetError
 from tests.faults import configs
 
-NUMBER = int(os.environ.get("AQNET_FAULTS_CONFIGS", "20"))
+NUMBER = int(os.environ.get("AQNET_FAULTS_CONFIGS", "40"))
 
 
 @pytest.fixture(autouse=True)

@@ -253,13 +253,17 @@ def test_settings_that_do_not_fit_are_refused():
     [
         {},
         {"attention": "window", "lead_time_mode": "conditioned", "calendar": "day_and_year"},
-        {"regions": [2, 3], "lead_time_mode": "conditioned", "missing": "fill", "tokens": "all"},
+        {"attention": "window", "tokens": "all"},
+        {"regions": [2, 3], "tokens": "all"},
+        {"regions": [2, 3], "lead_time_mode": "conditioned", "missing": "fill"},
         {"activation_checkpointing": True, "drop_path": 0.0, "drop_rate": 0.0},
     ],
     ids=[
         "joint",
         "window conditioned",
-        "regions conditioned all",
+        "window all",
+        "regions all",
+        "regions conditioned",
         "checkpointing",
     ],
 )
