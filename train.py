@@ -244,12 +244,11 @@ def make_model(
 
 def training_data(config: Config, dataset: ForecastDataset) -> loop.TrainingData:
     """This rank's batches."""
-    size, rank = distributed.world_size(), distributed.rank()
-    sampler = TrainSampler(len(dataset), config, rank, size)
+    sampler = TrainSampler(len(dataset), config, distributed.rank(), distributed.world_size())
     batches = loader(dataset, sampler, config.train.workers)
-    # as large as all others, or what is compiled for the warm-up would be compiled again
-    empty = collate([dataset[EMPTY_ITEM]] * config.train.micro_batch)
-    return loop.TrainingData(sampler, batches, empty)
+    # as large as all others where its warm-up compiles, or the first of those would compile again
+    size = config.train.micro_batch if config.train.compile else 1
+    return loop.TrainingData(sampler, batches, collate([dataset[EMPTY_ITEM]] * size))
 
 
 def validation_data(config: Config, data: RunData) -> ValidationData:

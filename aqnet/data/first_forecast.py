@@ -59,13 +59,14 @@ def fit(dataset: ForecastDataset, device: torch.device) -> FirstForecast:
     the field itself best would be too slow: a path too short costs less than a wrong one.)
     """
     paths, hours, data = None, dataset.config.wind_hours, dataset.config.data
+    channels = dataset.config.recent_channels
     speed, turn = 1.0, 0.0
     if dataset.config.model.transport != "off":
         paths = Trajectories(dataset.grid, data.lead_times).to(device)
         speed, turn = _fit_wind(dataset, paths, device)
     sums = torch.zeros((), dtype=torch.float64)
     for time, fields, now, later, pair in _items(dataset, ITEMS, device):
-        recent = [fields[rows].nan_to_num(0.0) for rows in dataset.config.recent_channels]
+        recent = [fields[rows].nan_to_num(0.0) for rows in channels]
         terms = [now, *recent]
         if paths is not None:
             u, v = _wind(dataset, time, device)

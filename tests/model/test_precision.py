@@ -115,7 +115,7 @@ def test_compiled_training_accumulates_validates_and_continues_to_the_same_bits(
 
 
 def trains(tiny: dict[str, Any], folder: Path, *settings: str) -> dict[str, Tensor]:
-    """The weights after four micro-batches a step and validations, or after more of that."""
+    """The last weights of a run by train.py in that folder, which may go on there."""
     config = folder / "tiny.yaml"
     config.write_text(yaml.safe_dump({**tiny, "run_dir": str(folder / "run")}))
     run("train.py", "--config", str(config), *settings)

@@ -103,14 +103,16 @@ def coverage(table: Rows, intervals: Sequence[str]) -> Figure:
     return figure
 
 
-def promised(promises: Rows, kind: str) -> Figure:
-    """What came of what the model promised, a panel per pollutant, a curve per lead time.
+def promises_of(table: Rows, kind: str) -> Rows:
+    """Of the rows of reliability.csv what is drawn of a kind, `event` or `quantile`."""
+    rows = [row for row in whole_of(table) if (row["forecast"], row["kind"]) == ("aqnet", kind)]
+    return [row for row in rows if row["share_of_forecasts"] >= RAREST]
 
-    Args:
-        promises: rows of reliability.csv; kind: `event` or `quantile`.
-    """
-    rows = [row for row in whole_of(promises) if (row["forecast"], row["kind"]) == ("aqnet", kind)]
-    rows = [row for row in rows if row["share_of_forecasts"] >= RAREST]
+
+def promised(table: Rows, kind: str) -> Figure:
+    """What came of what the model promised, a panel per pollutant, a curve per lead time; of the
+    `promises_of` that kind."""
+    rows = promises_of(table, kind)
     leads = _distinct(rows, "lead_time_hours")
     figure, panels = _panels(_distinct(rows, "pollutant"))
     for name, axes in panels.items():

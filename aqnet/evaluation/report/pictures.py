@@ -20,7 +20,7 @@ from aqnet.evaluation import metrics, probabilities
 from aqnet.evaluation.histograms import Records
 from aqnet.evaluation.report import air_paths, curves, maps, names, page
 from aqnet.evaluation.report.example_forecast import Example
-from aqnet.evaluation.report.page import Picture, Rows, whole_of
+from aqnet.evaluation.report.page import Picture, Rows
 from aqnet.evaluation.report.places import AtPlaces
 from aqnet.files import write_beside
 from aqnet.grid import Grid
@@ -126,15 +126,11 @@ def _odds(keep: Keep, table: Rows, promises: Rows, config: Config) -> None:
     caption = "Share of the truth at or below each quantile; on the dotted line it is as promised."
     figure = curves.promised(promises, "quantile")
     keep("quantiles", "Reliability of the quantiles", caption, figure, "odds")
+    shown = curves.promises_of(promises, "event")
     # a pollutant that is never promised more than the lowest class says would be a single point
-    events = {
-        row["pollutant"]
-        for row in whole_of(promises)
-        if (row["forecast"], row["kind"]) == ("aqnet", "event")
-        and row["share_of_forecasts"] >= curves.RAREST
-        and row["promised"] >= 1 / probabilities.RELIABILITY_BINS
-    }
-    shown = [row for row in promises if row["pollutant"] in events]
+    lowest = 1 / probabilities.RELIABILITY_BINS
+    events = {row["pollutant"] for row in shown if row["promised"] >= lowest}
+    shown = [row for row in shown if row["pollutant"] in events]
     if shown:
         caption = (
             "How often the event threshold was reached, by the probability that was forecast, in "
