@@ -95,7 +95,9 @@ class OddsScores:
             row = group[number], group[FORECASTS.index(reference)]
             found[f"{score}_skill_{reference}"] = probabilities.skill(*row, score, self.levels)
         if subset == 0:
-            found |= self._intervals(number, lead, target, region)
+            limits = self._intervals(number, lead, target, region)
+            known = {name for name, value in found.items() if value is not None}
+            found |= {name: limits[name] for name in limits if name.rpartition("_")[0] in known}
         return {name: found.get(name) for name in names}
 
     def reliability(self, at: tuple[int, ...]) -> list[dict[str, Any]]:

@@ -180,7 +180,10 @@ def scores(added: Values, levels: Sequence[float]) -> dict[str, float | None]:
 
 
 def skill(added: Values, reference: Values, score: str, levels: Sequence[float]) -> float | None:
-    """1 - score / score of the reference over the same pairs, of `crps` or `brier`."""
+    """1 - score / score of the reference over the same pairs, of `crps` or `brier`; None for the
+    Brier score where nothing reached the threshold: there is no event to have forecast."""
+    if score == "brier" and not (reliability(added, levels)[2] > 0.0).any():
+        return None
     at = sums(levels).index(score)
     ratio = _ratio(float(added[at]), float(reference[at]))
     return None if ratio is None else 1.0 - ratio

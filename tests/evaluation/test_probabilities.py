@@ -198,3 +198,14 @@ def test_skill_is_one_minus_the_ratio_of_scores():
     for score in ("crps", "brier"):
         expected = 1 - first[score] / second[score]
         assert probabilities.skill(ours, wide, score, FIVE) == pytest.approx(expected)
+
+
+def test_where_nothing_reached_the_threshold_there_is_no_brier_skill():
+    quantiles, valid, truth, area, subsets = sample()
+    clean = np.minimum(truth, 0.5 * np.nanmin(THRESHOLDS))
+    at = 0, 0, 0, 0
+    ours = probabilities.sums_of(quantiles, FIVE, valid, clean, THRESHOLDS, area, subsets)[at]
+    wide = probabilities.sums_of(2 * quantiles, FIVE, valid, clean, THRESHOLDS, area, subsets)[at]
+    assert probabilities.scores(wide, FIVE)["brier"] > 0
+    assert probabilities.skill(ours, wide, "brier", FIVE) is None
+    assert probabilities.skill(ours, wide, "crps", FIVE) is not None
