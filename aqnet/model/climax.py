@@ -253,7 +253,8 @@ class ClimaX(nn.Module):
         forecast = self._to_fields(self.head(x).to(fields.dtype), batch, num_leads)[0]
         forecast = forecast[..., :height, :width]
         if self.model.predict == "change":
-            forecast = forecast + self._change(fields, brought.targets, matches)
+            with torch.autocast(fields.device.type, enabled=False):
+                forecast = forecast + self._change(fields, brought.targets, matches)
         known = matches.any(dim=-1)
         if self.joint:
             known = (lead_time == self.lead_times).all(dim=-1, keepdim=True)

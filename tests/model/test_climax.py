@@ -157,6 +157,19 @@ def test_change_prediction_along_the_wind_starts_at_what_the_air_brings():
     assert inside.any() and same(out[inside], expected.expand_as(out)[inside])
 
 
+def test_what_a_forecast_starts_from_is_as_exact_in_bf16():
+    more = {"recent_days": [1, 7]}
+    model = model_of(random=False, more=more).float()
+    model.start_from(torch.rand(4, 2), torch.rand(4, 2), torch.rand(2, 4, 2))
+    fields, *times = inputs()
+    means = torch.randn(2, 4, *fields.shape[2:], generator=torch.Generator().manual_seed(2))
+    fields = torch.cat([fields.float(), means], dim=1)
+    plain = model(fields, *times)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(fields, *times)
+    assert plain.isfinite().any() and torch.equal(found.nan_to_num(7.0), plain.nan_to_num(7.0))
+
+
 def test_rho_of_another_shape_is_refused_and_what_a_model_lacks_is_not_looked_at():
     with pytest.raises(AqnetError, match=r"expected shape \[4, 2\].*found \[2, 4\]"):
         model_of().start_from(torch.zeros(2, 4))
