@@ -127,7 +127,7 @@ def this_machine(config: Config) -> Machine:
     base = base_of_a_process(config)
     text = (
         "what a process holds beside its tensors was measured with the smallest model of this "
-        "kind; holes that the C library leaves between tensors below 8 MiB are not planned"
+        "kind; holes that the C library leaves between tensors below 1 MiB are not planned"
     )
     return Machine("this machine", total, base, False, None, (text,))
 
