@@ -95,9 +95,9 @@ class OddsScores:
             row = group[number], group[FORECASTS.index(reference)]
             found[f"{score}_skill_{reference}"] = probabilities.skill(*row, score, self.levels)
         if subset == 0:
-            limits = self._intervals(number, lead, target, region)
-            known = {name for name, value in found.items() if value is not None}
-            found |= {name: limits[name] for name in limits if name.rpartition("_")[0] in known}
+            for name, limits in self._intervals(number, lead, target, region).items():
+                if found[name] is not None:
+                    found[f"{name}_low"], found[f"{name}_high"] = limits
         return {name: found.get(name) for name in names}
 
     def reliability(self, at: tuple[int, ...]) -> list[dict[str, Any]]:
@@ -130,7 +130,7 @@ class OddsScores:
 
     def _intervals(
         self, number: int, lead: int, target: int, region: int
-    ) -> dict[str, float | None]:
+    ) -> dict[str, tuple[float | None, float | None]]:
         """Limits of the scores over all pairs, by bootstrap of blocks of days."""
         whole = range(min(self.days), max(self.days) + 1)
         none = np.zeros((*self.totals.shape[:4], self._kept))
@@ -148,11 +148,7 @@ class OddsScores:
             low, high = _limits(ours, theirs)
             skill = None if high is None else 1.0 - high, None if low is None else 1.0 - low
             found[f"{score}_skill_{reference}"] = skill
-        return {
-            f"{name}_{end}": value
-            for name, limits in found.items()
-            for end, value in zip(("low", "high"), limits, strict=True)
-        }
+        return found
 
 
 def _skills() -> list[tuple[str, str]]:

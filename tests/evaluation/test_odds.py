@@ -1,5 +1,6 @@
 """Odds beside the simple forecasts' distributions: scores by a loop, files, comparison."""
 
+import copy
 import csv
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import xarray
 from aqnet import config as configs
 from aqnet.batch import Forecast
 from aqnet.evaluation import daily_sums, probabilities, run
+from aqnet.evaluation import odds as odds_scores
 from aqnet.evaluation.baselines import distributions
 from aqnet.evaluation.forecasts import zarr_files
 from aqnet.evaluation.odds import FORECASTS
@@ -120,6 +122,21 @@ def test_skill_is_against_the_simple_distributions_and_others_have_no_odds(score
         assert group["persistence"]["crps"] is None
         assert group["climatology"]["crps_skill_climatology"] == pytest.approx(0.0)
         assert set(group["persistence"]) == set(ours)
+
+
+def test_a_score_that_is_none_has_no_interval(scorer: run.Scorer, monkeypatch: pytest.MonkeyPatch):
+    assert scorer.odds is not None
+    # these few days are too few for an interval
+    monkeypatch.setattr(odds_scores, "_limits", lambda *_: (0.1, 0.2))
+    odds, pm25 = copy.copy(scorer.odds), (0, 0, 0, 0)
+    name = "brier_skill_climatology"
+    keys = [name, f"{name}_low", f"{name}_high"]
+    assert None not in [odds.columns("aqnet", pm25)[key] for key in keys]
+    odds.totals = odds.totals.copy()
+    odds.totals[..., -probabilities.RELIABILITY_BINS :] = 0.0  # nothing reached the threshold
+    row = odds.columns("aqnet", pm25)
+    assert [row[key] for key in keys] == [None] * 3
+    assert None not in [row["brier"], row["brier_low"], row["brier_high"]]
 
 
 def test_reliability_promises_what_was_forecast(scorer: run.Scorer):
