@@ -26,8 +26,8 @@ from aqnet.data import first_forecast
 from aqnet.data import statistics as data_statistics
 from aqnet.data.dataset import ForecastDataset
 from aqnet.data.loader import collate, loader
-from aqnet.data.record import open_stores
 from aqnet.data.sampler import EMPTY_ITEM, EvaluationSampler, TrainSampler
+from aqnet.data.stores.record import open_stores
 from aqnet.distributed import say
 from aqnet.errors import AqnetError
 from aqnet.evaluation.report import results

@@ -30,15 +30,16 @@ from torch.nn.functional import interpolate
 
 from aqnet import config as configs
 from aqnet.config import Config
-from aqnet.data import statistics, store, synthetic
+from aqnet.data import statistics, synthetic
 from aqnet.data.dataset import ForecastDataset
 from aqnet.data.loader import loader
 from aqnet.data.prepare import run as prepare
 from aqnet.data.prepare import shards as writing
 from aqnet.data.prepare import store_writer
-from aqnet.data.record import open_stores
 from aqnet.data.sampler import EvaluationSampler
-from aqnet.data.store import Store
+from aqnet.data.stores import store
+from aqnet.data.stores.record import open_stores
+from aqnet.data.stores.store import Store
 
 NATIVE, MODEL = (339, 432), (128, 256)
 HOURS, CHUNK = 168, 24  # of the record; of a chunk of the AQ_NET2 layout

@@ -14,10 +14,10 @@ from aqnet import config as configs
 from aqnet.batch import Statistics
 from aqnet.config import Config
 from aqnet.grid import Grid
-from aqnet.model.bias import Places
+from aqnet.model.attention.bias import Places
 from aqnet.model.block import Block
 from aqnet.model.climax import ClimaX
-from aqnet.model.embedding import patch_pixels
+from aqnet.model.tokens.embedding import patch_pixels
 from tests.reference.climax import PlainBlock, PlainClimaX
 
 CONFIG = "configs/china_6pollutants.yaml"

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from aqnet.distributed.launch import peak_bytes
-from aqnet.model.bias import Places
+from aqnet.model.attention.bias import Places
 from aqnet.model.block import Blocks
-from aqnet.model.positions import patches_of
-from aqnet.model.wind_scan import WindScan
+from aqnet.model.tokens.positions import patches_of
+from aqnet.model.tokens.wind_scan import WindScan
 from benchmarks import model_parts as parts
 from benchmarks.model_parts import Part
 from benchmarks.model_tables import short, tables

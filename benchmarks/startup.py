@@ -146,7 +146,7 @@ def main() -> None:
         if shutil.which("strace"):
             begin = (
                 "from aqnet import config as configs, distributed\n"
-                "from aqnet.data.record import open_stores\n"
+                "from aqnet.data.stores.record import open_stores\n"
                 f"config = configs.load({arguments[1]!r})\n"
             )
             idle = file_operations("-c", begin)

@@ -16,7 +16,7 @@ from matplotlib.colors import PowerNorm
 
 from aqnet.data.synthetic import World, simulate
 from aqnet.grid import Grid
-from aqnet.model import bias
+from aqnet.model.attention import bias
 from aqnet.trajectories import Trajectories, sample
 
 HEIGHT, WIDTH = 64, 128

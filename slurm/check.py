@@ -22,7 +22,8 @@ from aqnet.checkpoint import files as checkpoint_files
 from aqnet.checkpoint.files import Loaded
 from aqnet.checkpoint.retained import NEWEST_KEPT
 from aqnet.config import Config
-from aqnet.data import record, statistics
+from aqnet.data import statistics
+from aqnet.data.stores import record
 from aqnet.errors import AqnetError
 from aqnet.plan import machine
 from aqnet.plan.extent import extent_of

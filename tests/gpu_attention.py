@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
-from aqnet.model import bias
-from aqnet.model.bias import Features
-from aqnet.model.biased_attention import biased_attention
-from tests.model.test_attention import HOURS, far_apart
+from aqnet.model.attention import bias
+from aqnet.model.attention.bias import Features
+from aqnet.model.attention.biased_attention import biased_attention
+from tests.model.attention.test_attention import HOURS, far_apart
 from tests.reference.attention import dense_attention, travel_bias
 
 FP32 = 3e-5  # norm-wise distance of FP32 on a GPU from FP64

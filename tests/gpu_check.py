@@ -23,7 +23,7 @@ from aqnet import config as configs
 from aqnet import distributed
 from aqnet.batch import Batch
 from aqnet.config import Config
-from aqnet.model.biased_attention import biased_attention
+from aqnet.model.attention.biased_attention import biased_attention
 from aqnet.model.climax import ClimaX
 from aqnet.plan.flops import item_flops
 from aqnet.plan.machine import PEAKS
@@ -256,7 +256,7 @@ def steps(device: torch.device) -> Iterator[Row]:
     for precision in ("fp32", "bf16"):
         for how in ("eager", "compiled", "dense bias"):
             attend = dense_bias if how == "dense bias" else biased_attention
-            with mock.patch("aqnet.model.attention.biased_attention", attend):
+            with mock.patch("aqnet.model.attention.attention.biased_attention", attend):
                 seconds, memory, value = training_step(
                     config, shape, device, precision, how == "compiled"
                 )

@@ -18,7 +18,7 @@ from aqnet.batch import Statistics
 from aqnet.config.reading import flattened, to_dict
 from aqnet.data import statistics
 from aqnet.data.dataset import ForecastDataset
-from aqnet.data.record import open_stores
+from aqnet.data.stores.record import open_stores
 from tests.conftest import REPOSITORY
 
 PAGE = (REPOSITORY / "docs/config.md").read_text()

@@ -17,10 +17,11 @@ from aqnet.batch import Forecast
 from aqnet.checkpoint import files as checkpoint_files
 from aqnet.checkpoint.files import Loaded
 from aqnet.config import Config
-from aqnet.data.layout import Layout
-from aqnet.data.record import open_stores
+from aqnet.data.stores.layout import Layout
+from aqnet.data.stores.record import open_stores
 from aqnet.errors import AqnetError
 from aqnet.evaluation.forecasts import zarr_files
+from aqnet.evaluation.options import command_line
 from aqnet.grid import Grid
 from tests.data.test_dataset import STATISTICS, normalised
 from tests.data.worlds import config, grid, hour, write_both
@@ -43,7 +44,7 @@ def test_a_forecast_needs_only_the_stores_of_its_hours(tmp_path: Path):
     checkpoint = trained(tmp_path, settings)
     shutil.rmtree(tmp_path / "2016.zarr")
     last = hour("2015-12-31T22")  # both its targets lie in the year that is gone
-    options = evaluate.command_line().parse_args(["--output", "there"])
+    options = command_line().parse_args(["--output", "there"])
     item = evaluate.reader_at(np.array([last]), options, checkpoint).item(last)
     np.testing.assert_allclose(item.fields[0], normalised("pm25", last), rtol=1e-5)
     assert item.targets.isnan().all() and not item.mask.any()
@@ -68,7 +69,7 @@ def test_a_range_of_hours_is_forecast_into_one_store_as_each_hour_alone(
     for text in (f"{first}/{last}", "2015-12-30T08"):
         options = ["--output", str(tmp_path / "out"), "--forecast", text, "--no-pictures"]
         options += ["--micro-batch", "2"]
-        evaluate.forecast_only(evaluate.command_line().parse_args(options), checkpoint, device)
+        evaluate.forecast_only(command_line().parse_args(options), checkpoint, device)
     said = capsys.readouterr().out
     assert f"{first}/{last}: 3 of 7 hours have no fields and are left out" in said
     together = xarray.open_zarr(tmp_path / f"out/forecast_{first}_{last}.zarr")

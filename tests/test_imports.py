@@ -1,6 +1,7 @@
 """Imports point one way (CONTRIBUTING.md), and torch.distributed is called in one package."""
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,24 @@ def test_torch_distributed_is_called_in_one_package(path: Path):
         assert not any("DistributedDataParallel" in name for name in imported(text) | attributes)
 
 
+def room(name: str) -> tuple[str, ...]:
+    """Part and room below it, of a dotted name: `data`, `sources` of aqnet.data.sources.view.x."""
+    names = name.split(".")[1:]
+    return tuple(names[:2] if (PACKAGE / "/".join(names[:2])).is_dir() else names[:1])
+
+
+def test_rooms_do_not_import_each_other_in_a_circle():
+    beside: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
+    for path, name in zip(FILES, NAMES, strict=True):
+        here = room("aqnet." + name.removesuffix(".py").replace("/", "."))
+        known = {room(name) for name in imported(path.read_text()) if name.startswith("aqnet.")}
+        others = {other for other in known if len(other) == 2 and other[0] == here[0]}
+        beside.setdefault(here, set()).update(others - {here})
+    rooms = {here: others for here, others in beside.items() if len(here) == 2}
+    assert rooms["data", "sources"] == {("data", "regridding")}
+    tuple(TopologicalSorter(rooms).static_order())  # a CycleError names them
+
+
 READERS = {"xarray", "cf_xarray", "netCDF4", "cfgrib", "rioxarray"}
 
 
@@ -81,6 +100,6 @@ def test_what_reads_other_peoples_files_is_imported_in_one_room(path: Path):
 
 
 def test_the_check_sees_imports_of_every_form():
-    text = "import aqnet.data.store\nfrom aqnet import model\ndef f():\n from aqnet.config import x"
+    text = "import aqnet.data.items\nfrom aqnet import model\ndef f():\n from aqnet.config import x"
     assert parts(text) == {"data", "model", "config"}
     assert "torch.distributed" in imported("from torch import distributed")

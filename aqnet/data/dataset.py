@@ -12,9 +12,9 @@ from torch.utils.data import Dataset
 from aqnet.batch import Batch, Statistics
 from aqnet.config import Config, periods
 from aqnet.data.items import ItemReader
-from aqnet.data.layout import Layout
-from aqnet.data.record import Hours, TimeIndex
-from aqnet.data.store import Store
+from aqnet.data.stores.layout import Layout
+from aqnet.data.stores.record import Hours, TimeIndex
+from aqnet.data.stores.store import Store
 from aqnet.data.weather import Stored, Weather
 from aqnet.errors import AqnetError
 

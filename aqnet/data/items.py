@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from aqnet.batch import Batch, Statistics
 from aqnet.config import Config
-from aqnet.data.layout import Layout
-from aqnet.data.record import Fields, Hours
-from aqnet.data.store import Kind
+from aqnet.data.stores.layout import Layout
+from aqnet.data.stores.record import Fields, Hours
+from aqnet.data.stores.store import Kind
 from aqnet.data.weather import Stored, Weather, stored_weather
 from aqnet.errors import AqnetError
 

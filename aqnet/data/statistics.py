@@ -12,7 +12,7 @@ import numpy as np
 from aqnet.batch import Statistics
 from aqnet.config import STATIC_VARIABLES, Config, periods
 from aqnet.data.moments import Moments, merged, moments
-from aqnet.data.store import Store
+from aqnet.data.stores.store import Store
 from aqnet.errors import AqnetError
 from aqnet.files import replace_text, writing
 

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aqnet.config import Config
-from aqnet.data.layout import Layout
-from aqnet.data.record import Fields
+from aqnet.data.stores.layout import Layout
+from aqnet.data.stores.record import Fields
 
 Array = NDArray[np.float32]
 Stored = Literal["analysed", "persisted", "none"]

@@ -23,8 +23,8 @@ from aqnet.evaluation.baselines.distributions import Distributions
 from aqnet.evaluation.cell_errors import CellErrors
 from aqnet.evaluation.forecasts.zarr_files import ExternalForecast
 from aqnet.evaluation.histograms import Records
-from aqnet.evaluation.odds import OddsScores
-from aqnet.evaluation.stations import Observations, StationScores
+from aqnet.evaluation.odds.odds import OddsScores
+from aqnet.evaluation.stations.stations import Observations, StationScores
 from aqnet.grid import Grid, cell_areas
 from aqnet.physical import clipped, in_units, physical, possible
 

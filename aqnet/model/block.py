@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from aqnet.config import Model
-from aqnet.model.attention import Attention
-from aqnet.model.bias import Places
-from aqnet.model.wind_scan import WindScan
+from aqnet.model.attention.attention import Attention
+from aqnet.model.attention.bias import Places
+from aqnet.model.tokens.wind_scan import WindScan
 
 
 class DropPath(nn.Module):

@@ -11,11 +11,12 @@ from aqnet.batch import Forecast, Statistics
 from aqnet.config import Channel, Config, Model
 from aqnet.errors import AqnetError
 from aqnet.grid import Grid
-from aqnet.model.bias import Places
+from aqnet.model.attention.bias import Places
 from aqnet.model.block import Block, Blocks, has_terrain, initialise, zero_linear
-from aqnet.model.calendar import calendar_features, calendar_size
-from aqnet.model.embedding import TokenEmbeds, VariableAggregation, patch_pixels
-from aqnet.model.positions import (
+from aqnet.model.quantiles import QuantileHead, a_few, stretched
+from aqnet.model.tokens.calendar import calendar_features, calendar_size
+from aqnet.model.tokens.embedding import TokenEmbeds, VariableAggregation, patch_pixels
+from aqnet.model.tokens.positions import (
     Patches,
     cells_of,
     fraction_features,
@@ -23,11 +24,10 @@ from aqnet.model.positions import (
     sincos_1d,
     sincos_2d,
 )
-from aqnet.model.quantiles import QuantileHead, a_few, stretched
+from aqnet.model.tokens.weather import WeatherToCome
+from aqnet.model.tokens.wind_scan import WindScan
 from aqnet.model.transport import Brought, Transport, along_wind, moves_fields
-from aqnet.model.weather import WeatherToCome
 from aqnet.model.weights.compatibility import bias_block, has_biased_block
-from aqnet.model.wind_scan import WindScan
 
 LEAD_TIME_UNIT = 100.0  # hours, ClimaX's
 SCAN_FEATURES = 64

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from aqnet.config import Config, Model
 from aqnet.grid import Grid, wrapped
-from aqnet.model.embedding import patch_pixels
-from aqnet.model.positions import Patches, middle_longitude
+from aqnet.model.tokens.embedding import patch_pixels
+from aqnet.model.tokens.positions import Patches, middle_longitude
 from aqnet.trajectories import EARTH_RADIUS, Trajectories, sample
 
 THOUSAND_KM = 1e6  # m

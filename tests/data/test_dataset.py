@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from aqnet.batch import Statistics
-from aqnet.data import dataset, record
-from aqnet.data.store import Kind, Store, open_store
+from aqnet.data import dataset
+from aqnet.data.stores import record
+from aqnet.data.stores.store import Kind, Store, open_store
 from aqnet.errors import AqnetError
 from tests.data.worlds import (
     FIRST,

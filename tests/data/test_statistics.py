@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from aqnet import config as configs
-from aqnet.data import statistics, store
+from aqnet.data import statistics
 from aqnet.data.prepare import store_writer
+from aqnet.data.stores import store
 from aqnet.errors import AqnetError
 from aqnet.grid import Grid
 

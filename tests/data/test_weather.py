@@ -10,8 +10,8 @@ import torch
 from aqnet.batch import Statistics
 from aqnet.config import item_bytes
 from aqnet.data.dataset import ForecastDataset
-from aqnet.data.record import TimeIndex, open_stores
-from aqnet.data.store import Chunks, Kind, Store
+from aqnet.data.stores.record import TimeIndex, open_stores
+from aqnet.data.stores.store import Chunks, Kind, Store
 from aqnet.errors import AqnetError
 from tests.data.worlds import FIRST, GAP, LAST, NAMES, config, hour, value, write, write_both
 

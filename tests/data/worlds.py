@@ -10,7 +10,7 @@ from aqnet import config as configs
 from aqnet.batch import Statistics
 from aqnet.data.dataset import ForecastDataset
 from aqnet.data.prepare import store_writer
-from aqnet.data.record import open_stores
+from aqnet.data.stores.record import open_stores
 from aqnet.grid import Grid
 
 WEATHER, AIR = ("temp",), ("pm25", "o3")

@@ -12,8 +12,10 @@ import torch
 import zarr
 
 import evaluate
-from aqnet.data.store import open_store
+from aqnet.data.stores.store import open_store
+from aqnet.data.weather import STORED
 from aqnet.errors import AqnetError
+from aqnet.evaluation.options import check, command_line
 from aqnet.evaluation.studies import compare
 from tests.conftest import SPLIT
 from tests.data.worlds import hour
@@ -68,8 +70,8 @@ def files(tree: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Pat
 def scored(trained: Path, output: Path, *options: str) -> dict[str, Any]:
     """metrics.json of an evaluation in this process."""
     start = ["--checkpoint", str(trained), "--output", str(output), "--max-samples", "12"]
-    parsed = evaluate.command_line().parse_args([*start, "--no-pictures", *options])
-    evaluate.check(parsed)
+    parsed = command_line().parse_args([*start, "--no-pictures", *options])
+    check(parsed, STORED)
     evaluate.evaluate(parsed, torch.device("cpu"))
     found: dict[str, Any] = json.loads((output / "metrics.json").read_text())
     return found
@@ -119,8 +121,8 @@ def test_a_perfect_forecast_from_files_scores_as_analysed_weather_and_other_weat
 
 def once(trained: Path, output: Path, *options: str) -> np.ndarray:
     start = ["--checkpoint", str(trained), "--output", str(output), "--forecast", INPUT]
-    parsed = evaluate.command_line().parse_args([*start, *options])
-    evaluate.check(parsed)
+    parsed = command_line().parse_args([*start, *options])
+    check(parsed, STORED)
     evaluate.evaluate(parsed, torch.device("cpu"))
     saved = zarr.open_group(output / f"forecast_{INPUT}.zarr", mode="r")
     return np.asarray(saved["pm25"])

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from aqnet import errors
-from aqnet.data import store
 from aqnet.data.inspect import run as inspect
+from aqnet.data.stores import store
 from aqnet.errors import AqnetError
 from tests.data import worlds
 

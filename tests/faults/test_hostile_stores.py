@@ -12,7 +12,7 @@ import pytest
 from numcodecs import blosc
 from numcodecs.checksum32 import CRC32C
 
-from aqnet.data import store
+from aqnet.data.stores import store
 from aqnet.errors import AqnetError
 from tests.faults import stores
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from aqnet.errors import AqnetError
 from aqnet.grid import Grid
-from aqnet.model.calendar import calendar_features, calendar_size
 from aqnet.model.climax import ClimaX
+from aqnet.model.tokens.calendar import calendar_features, calendar_size
 from tests.model.builders import grid, inputs, model_of, same
 
 

@@ -11,7 +11,7 @@ import torch
 from aqnet import config as configs
 from aqnet.data import statistics
 from aqnet.data.prepare import store_writer
-from aqnet.data.record import open_stores
+from aqnet.data.stores.record import open_stores
 from aqnet.grid import Grid
 from tests.conftest import run
 

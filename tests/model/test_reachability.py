@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from aqnet.grid import Grid
-from aqnet.model.positions import patches_of
-from aqnet.model.wind_scan import NUM_SECTORS, WindScan
+from aqnet.model.tokens.positions import patches_of
+from aqnet.model.tokens.wind_scan import NUM_SECTORS, WindScan
 from tests.model.builders import grid, inputs, model_of
 
 CALM = NUM_SECTORS

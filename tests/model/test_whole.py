@@ -9,7 +9,7 @@ from torch import Tensor
 from aqnet.batch import Statistics
 from aqnet.model.climax import ClimaX
 from tests.model.builders import VARIABLES, config_of, grid, inputs
-from tests.model.test_weather import WEATHER, with_weather
+from tests.model.tokens.test_weather import WEATHER, with_weather
 from tests.reference.climax import PlainClimaX
 
 # a wind whose normalised values alone would point elsewhere

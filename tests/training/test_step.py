@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from aqnet import distributed
 from aqnet.batch import Batch
-from aqnet.model.bias import Features
+from aqnet.model.attention.bias import Features
 from aqnet.model.climax import ClimaX
 from aqnet.training.loss import loss_sums, loss_weights, pinball_sums
 from aqnet.training.step import TrainingState, optimizer_step, warm_up
@@ -176,7 +176,7 @@ def test_a_step_of_the_whole_model_waits_for_its_device_once(
     # tensors on this device have no values: to ask for one, or to copy one to the host, fails
     device, waits = torch.device("meta"), []
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
-    monkeypatch.setattr("aqnet.model.attention.biased_attention", without_values)
+    monkeypatch.setattr("aqnet.model.attention.attention.biased_attention", without_values)
 
     def once(numbers: Tensor) -> Tensor:
         waits.append(numbers.device)

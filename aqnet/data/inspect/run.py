@@ -19,12 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aqnet.config import STATIC_VARIABLES
-from aqnet.data import store
 from aqnet.data.inspect.findings import Findings, Variable
 from aqnet.data.prepare.parallel import ProgressLines
-from aqnet.data.sources import caqra, units
-from aqnet.data.sources.files import SourceFile, open_file
-from aqnet.data.sources.formats import chunks_without_values
+from aqnet.data.sources import units
+from aqnet.data.sources.files import caqra
+from aqnet.data.sources.files.formats import chunks_without_values
+from aqnet.data.sources.files.source_file import SourceFile, open_file
+from aqnet.data.stores import store
 from aqnet.errors import AqnetError
 
 _BLOCK_BYTES = 64 * 2**20

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from aqnet.data.store import HOURS_PER_DAY
+from aqnet.data.stores.store import HOURS_PER_DAY
 
 
 class Part(NamedTuple):

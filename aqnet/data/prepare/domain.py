@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aqnet.config import Config, periods
-from aqnet.data import store
+from aqnet.data.on_grid.model_grid import ModelGrid
 from aqnet.data.prepare.origin import made_from, store_path
 from aqnet.data.prepare.parallel import ProgressLines, Workers
-from aqnet.data.regridding.model_grid import ModelGrid
+from aqnet.data.stores import store
 from aqnet.errors import AqnetError
 from aqnet.files import write_beside
 

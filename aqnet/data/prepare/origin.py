@@ -10,9 +10,9 @@ import numpy as np
 
 from aqnet.config import STATIC_VARIABLES, Config, periods
 from aqnet.config.periods import hour_text
-from aqnet.data import store
-from aqnet.data.sources.files import sizes_and_times
+from aqnet.data.sources.files.source_file import sizes_and_times
 from aqnet.data.sources.several import Sources
+from aqnet.data.stores import store
 from aqnet.errors import AqnetError
 
 

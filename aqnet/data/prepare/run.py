@@ -26,12 +26,13 @@ from numpy.typing import NDArray
 from aqnet import config as configuration
 from aqnet.config import Config
 from aqnet.config.periods import hour_text
-from aqnet.data import statistics, store
+from aqnet.data import statistics
+from aqnet.data.on_grid.model_grid import ModelGrid
 from aqnet.data.prepare import domain, origin, shards, store_writer
 from aqnet.data.prepare.parallel import ProgressLines, Workers
 from aqnet.data.prepare.store_writer import StoreWriter
-from aqnet.data.regridding.model_grid import ModelGrid
 from aqnet.data.sources.several import open_sources
+from aqnet.data.stores import store
 from aqnet.errors import AqnetError
 from aqnet.files import writing
 

@@ -15,7 +15,7 @@ from numcodecs.checksum32 import CRC32C
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
-from aqnet.data.store import COMPRESSOR, HOURS_PER_SHARD, LEVEL, NO_CHUNK
+from aqnet.data.stores.store import COMPRESSOR, HOURS_PER_SHARD, LEVEL, NO_CHUNK
 
 
 def create_sharded(

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from aqnet.data.moments import moments
 from aqnet.data.prepare import days
 from aqnet.data.prepare.shards import create_sharded, put, write_shard
-from aqnet.data.store import (
+from aqnet.data.stores.store import (
     COUNT_FILL,
     DAY_UNITS,
     FILL,

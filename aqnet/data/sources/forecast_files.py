@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from aqnet.config import Config
 from aqnet.data.sources import limits, units
-from aqnet.data.sources.files import SourceFile
-from aqnet.data.sources.one_grid import OneGrid
+from aqnet.data.sources.files.one_grid import OneGrid
+from aqnet.data.sources.files.source_file import SourceFile
 from aqnet.errors import AqnetError
 
 # what global and regional CAMS files call the pollutants, and ECMWF's files the weather: by their

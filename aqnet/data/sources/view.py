@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from aqnet.config import Data, Source
 from aqnet.config.periods import hour_text
 from aqnet.data.regridding.winds import grid_angle, to_earth
-from aqnet.data.sources import caqra, limits, units
-from aqnet.data.sources.files import SourceFile, sizes_and_times
-from aqnet.data.sources.formats import chunks_without_values
-from aqnet.data.sources.one_grid import OneGrid
-from aqnet.data.sources.times import check_times
+from aqnet.data.sources import limits, units
+from aqnet.data.sources.files import caqra
+from aqnet.data.sources.files.formats import chunks_without_values
+from aqnet.data.sources.files.one_grid import OneGrid
+from aqnet.data.sources.files.source_file import SourceFile, sizes_and_times
+from aqnet.data.sources.files.times import check_times
 from aqnet.errors import AqnetError
 
 Array = NDArray[np.float32]

@@ -18,9 +18,9 @@ from zarr.codecs import ZstdCodec
 from aqnet.batch import Batch, Forecast, Statistics
 from aqnet.config import Config
 from aqnet.errors import AqnetError
-from aqnet.evaluation import probabilities
 from aqnet.evaluation.interpolation import bilinear
 from aqnet.evaluation.metrics import EVENT_THRESHOLDS
+from aqnet.evaluation.odds import probabilities
 from aqnet.files import partial_of, replace_folder, writing
 from aqnet.grid import Grid
 from aqnet.physical import clipped, physical_fields

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from aqnet.batch import Batch, Forecast, Statistics
 from aqnet.config import Config
-from aqnet.evaluation import probabilities
+from aqnet.evaluation.odds import probabilities
 from aqnet.physical import physical_fields, present
 
 Values = NDArray[np.float64]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from aqnet.evaluation.odds import FORECASTS
+from aqnet.evaluation.odds.odds import FORECASTS
 from aqnet.evaluation.report.page import by_lead_time, heading, lead_table, limits, whole_of
 
 Rows = list[dict[str, Any]]

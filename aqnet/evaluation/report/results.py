@@ -23,7 +23,7 @@ from aqnet.evaluation.report import page as report
 from aqnet.evaluation.report.example_forecast import Example
 from aqnet.evaluation.report.places import AtPlaces, Place, Series
 from aqnet.evaluation.run import Scorer
-from aqnet.evaluation.stations import StationScores
+from aqnet.evaluation.stations.stations import StationScores
 from aqnet.files import sync, writing
 from aqnet.grid import Grid
 
@@ -137,7 +137,7 @@ def write(
         table.write_csv(output / "stations.csv", at_stations)
     drawn: list[Any] = []
     if drawing is not None:
-        from aqnet.evaluation.report import air_paths, pictures
+        from aqnet.evaluation.report.pictures import air_paths, pictures
 
         what = scorer.config, scorer.grid, scorer.records, rows, promises, units
         history = training_history(loaded.path.resolve().parent.parent / "metrics.jsonl")
@@ -180,7 +180,7 @@ def at_places(scorer: Scorer, drawing: Drawing) -> AtPlaces:
 def _stations_map(
     output: Path, scorer: Scorer, scores: StationScores, rows: report.Rows, weather: str | None
 ) -> report.Picture:
-    from aqnet.evaluation.report import maps, pictures
+    from aqnet.evaluation.report.pictures import maps, pictures
 
     leads, places = scorer.config.data.lead_times, scores.observations.places
     lead, figure = stations_section.skill_map(maps.Chart(scorer.grid), rows, places, leads)
@@ -226,7 +226,7 @@ def draw_maps(
 ) -> None:
     """Maps of one forecast, given that `weather` to come, beside its Zarr store `path`, a file per
     target, and of its odds."""
-    from aqnet.evaluation.report import maps, pictures
+    from aqnet.evaluation.report.pictures import maps, pictures
 
     chart = maps.Chart(grid)
     for target, name in enumerate(config.data.targets):

@@ -15,7 +15,7 @@ from aqnet.evaluation.report.page import by_lead_time, heading, lead_table, near
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from aqnet.evaluation.report.maps import Chart
+    from aqnet.evaluation.report.pictures.maps import Chart
 
 Rows = list[dict[str, Any]]
 LINES = "values", "aqnet", "best simple", "skill", "bias", "r"
@@ -71,7 +71,7 @@ def skill_map(
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
-    from aqnet.evaluation.report import maps
+    from aqnet.evaluation.report.pictures import maps
 
     lead = nearest_a_day(leads)
     wanted = {"forecast": "aqnet", "subset": "all", "lead_time_hours": lead}

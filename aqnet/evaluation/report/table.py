@@ -13,7 +13,7 @@ import numpy as np
 from aqnet.errors import AqnetError
 from aqnet.evaluation import daily_sums, metrics
 from aqnet.evaluation.run import Scorer
-from aqnet.evaluation.stations import StationScores
+from aqnet.evaluation.stations.stations import StationScores
 from aqnet.files import replace_text
 
 _N = metrics.SUMS.index("n")

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from aqnet.config import Model
-from aqnet.model.attention import Attention
-from aqnet.model.bias import Places
+from aqnet.model.attention.attention import Attention
+from aqnet.model.attention.bias import Places
 from aqnet.model.block import Block
 
 # queries whose scores exist at once: 67 MB with 8 heads and 8,192 tokens

@@ -8,8 +8,9 @@ import pytest
 import zarr
 
 from aqnet import config as configs
-from aqnet.data import statistics, store, synthetic
+from aqnet.data import statistics, synthetic
 from aqnet.data.prepare.run import _alone, prepare
+from aqnet.data.stores import store
 from aqnet.errors import AqnetError
 from tests.data.source_writers import CONFIG, fields, hours, write_zarr
 

@@ -22,9 +22,10 @@ import yaml
 import zarr
 
 from aqnet import config as configs
-from aqnet.data import statistics, store
+from aqnet.data import statistics
 from aqnet.data.prepare import run as command
 from aqnet.data.prepare.run import prepare
+from aqnet.data.stores import store
 from aqnet.errors import AqnetError
 from tests.conftest import REPOSITORY, run
 from tests.data.source_writers import (

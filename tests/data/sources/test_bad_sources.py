@@ -11,12 +11,12 @@ import yaml
 import zarr
 from zarr.codecs import Crc32cCodec
 
-from aqnet.data import store
 from aqnet.data.prepare.run import prepare
+from aqnet.data.stores import store
 from aqnet.errors import AqnetError
 from tests.conftest import run
+from tests.data.on_grid.test_model_grid import load as load_caqra
 from tests.data.prepare.test_prepare_faults import load, tree, write_years
-from tests.data.regridding.test_model_grid import load as load_caqra
 from tests.data.source_writers import LAT, fields, hours, write_caqra, write_zarr
 
 

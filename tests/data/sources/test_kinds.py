@@ -12,7 +12,7 @@ import zarr
 
 from aqnet.config import Data, Source, Split
 from aqnet.data.inspect import run as inspect
-from aqnet.data.sources.files import open_file
+from aqnet.data.sources.files.source_file import open_file
 from aqnet.data.sources.forecast_files import ForecastFiles
 from aqnet.data.sources.several import Sources, open_sources
 from aqnet.data.sources.view import Rules, SourceView

@@ -6,7 +6,7 @@ import zarr
 
 from aqnet.config import Data, Source, load
 from aqnet.data.inspect import run as inspect
-from aqnet.data.sources import files as source_files
+from aqnet.data.sources.files import source_file as source_files
 from aqnet.data.sources.several import open_sources
 from aqnet.data.sources.view import Rules, SourceView
 from aqnet.errors import AqnetError

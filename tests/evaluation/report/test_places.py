@@ -14,7 +14,7 @@ from aqnet.errors import AqnetError
 from aqnet.evaluation.report import places
 from aqnet.grid import Grid
 from tests.data.worlds import config
-from tests.evaluation.report.test_pictures import MEAN, STD, degrees
+from tests.evaluation.report.pictures.test_pictures import MEAN, STD, degrees
 
 
 def full(rows: int, columns: int) -> Grid:

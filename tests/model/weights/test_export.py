@@ -16,7 +16,7 @@ from aqnet import config as configs
 from aqnet.batch import Statistics
 from aqnet.checkpoint import files as checkpoint_files
 from aqnet.errors import AqnetError
-from aqnet.model import bias, biased_attention
+from aqnet.model.attention import bias, biased_attention
 from aqnet.model.climax import ClimaX
 from aqnet.model.weights.export import METADATA, export
 from tests.conftest import REPOSITORY

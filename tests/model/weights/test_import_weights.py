@@ -11,7 +11,7 @@ from torch import Tensor
 from aqnet import config as configs
 from aqnet.checkpoint import files as checkpoint_files
 from aqnet.errors import AqnetError
-from aqnet.model.bias import Places
+from aqnet.model.attention.bias import Places
 from aqnet.model.weights.import_weights import blank_model, import_weights, read_source
 from tests.model.weights import checkpoints
 from tests.model.weights.checkpoints import (
