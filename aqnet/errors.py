@@ -3,6 +3,7 @@
 import argparse
 import errno
 import os
+import select
 import sys
 import threading
 from collections.abc import Callable
@@ -42,14 +43,29 @@ def _say_in_thread(error: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(error)
 
 
+def _output_is_broken() -> bool:
+    """Whether nobody reads the pipe that is standard output any more."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    return any(events & select.POLLERR for _, events in output.poll(0))
+
+
 def run(main: Callable[[], int | None]) -> None:
     """Call a command's `main` and exit with its status, or 2 and one line after an `AqnetError` or
-    where the file system refuses a path, 130 and one line after an interrupt (Ctrl-C)."""
+    where the file system refuses a path or nobody reads the output any more, 130 and one line after
+    an interrupt (Ctrl-C)."""
     threading.excepthook = _say_in_thread
     try:
         sys.exit(main() or 0)
     except AqnetError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+    except BrokenPipeError:
+        if not _output_is_broken():
+            raise
+        print("error: what read the output has ended", file=sys.stderr, flush=True)
+        # Python writes what is left of it once more when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(2)
     except OSError as error:
         if error.filename is None or error.errno not in _REFUSALS:

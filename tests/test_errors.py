@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import subprocess
 import sys
 from pathlib import Path
 
@@ -45,7 +46,12 @@ def test_a_negative_seed_is_one_line_and_status_2(
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(errno.ECONNRESET, "reset"), FileNotFoundError(errno.ENOENT, "none", "x")]
+    "error",
+    [
+        OSError(errno.ECONNRESET, "reset"),
+        FileNotFoundError(errno.ENOENT, "none", "x"),
+        BrokenPipeError(errno.EPIPE, "a worker's pipe"),
+    ],
 )
 def test_what_may_be_a_fault_of_the_program_keeps_its_traceback(error: OSError):
     def main() -> None:
@@ -54,6 +60,19 @@ def test_what_may_be_a_fault_of_the_program_keeps_its_traceback(error: OSError):
     with pytest.raises(OSError) as raised:
         errors.run(main)
     assert raised.value is error
+
+
+def test_output_that_nobody_reads_any_more_is_one_line_and_status_2():
+    code = (
+        "from aqnet import errors\nerrors.run(lambda: [print(n, flush=True) for n in range(9**9)])"
+    )
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline() == b"0\n"
+        process.stdout.close()
+        assert process.stderr.read() == b"error: what read the output has ended\n"
+    assert process.returncode == 2
 
 
 @pytest.mark.parametrize("text", ["-1", "two", "1.5", "--1", ""])
