@@ -1,5 +1,5 @@
 """Text to nested dicts by the YAML 1.2 core schema, nested dicts to dataclasses by their type
-hints, and both back. It knows no key: those stand in `aqnet.config_keys`."""
+hints, and both back. It knows no key: those stand in `aqnet.config.keys`."""
 
 from __future__ import annotations
 
