@@ -42,7 +42,7 @@ from aqnet.data.stores.record import open_stores
 from aqnet.data.stores.store import Store
 
 NATIVE, MODEL = (339, 432), (128, 256)
-HOURS, CHUNK = 168, 24  # of the record; of a chunk of the AQ_NET2 layout
+HOURS, CHUNK = 288, 24  # of the record; of a chunk of the AQ_NET2 layout
 STATICS = ("elevation", "population")
 TARGETS = ("pm25", "pm10", "so2", "no2", "co", "o3")
 VARIABLES = ("u", "v", "temp", "rh", "psfc", "pm10", "so2", "no2", "co", "o3", "pm25", *STATICS)
@@ -69,7 +69,7 @@ Array = NDArray[np.float32]
 
 
 def write_source(folder: Path, shape: tuple[int, int]) -> Path:
-    """A week of the embedded world on `shape`, in the AQ_NET2 layout (Zarr v2, blosc lz4)."""
+    """Twelve days of the embedded world on `shape`, in the AQ_NET2 layout (Zarr v2, blosc lz4)."""
     coarse = synthetic.World(64, 128)
     start = int(np.datetime64("2015-01-01", "h").astype(int))
     hours = list(synthetic.simulate(coarse, start, HOURS))
@@ -116,7 +116,7 @@ def _finer(fields: Array, shape: tuple[int, int]) -> Array:
 def config_for(
     folder: Path, source: Path, resample: str, lead_times: list[int], **data: Any
 ) -> Config:
-    """A config whose training days are the first five of the week."""
+    """A config whose training days are the first ten of twelve."""
     tree = {
         "run_dir": str(folder / "run"),
         "data": {
@@ -128,9 +128,9 @@ def config_for(
             "resample": resample,
             **({} if resample == "none" else {"shape": list(MODEL)}),
             "split": {
-                "train": ["2015-01-01/2015-01-05"],
-                "validation": ["2015-01-06"],
-                "test": ["2015-01-07"],
+                "train": ["2015-01-01/2015-01-10"],
+                "validation": ["2015-01-11"],
+                "test": ["2015-01-12"],
             },
             **data,
         },
@@ -227,7 +227,7 @@ def items(folder: Path, source: Path, quick: bool) -> list[dict[str, Any]]:
         config = config_for(folder, source, "area", LEADS, **data)
         stores = open_stores(config)
         dataset = ForecastDataset(config, "train", statistics.read(config, stores), stores)
-        readers[name] = aqnet_reader(dataset)
+        readers[name] = aqnet_reader(dataset.at(dataset.times[-24:]))  # the last days are there
         rows.append({"item": name, "bytes": configs.item_bytes(config.data, int(np.prod(MODEL)))})
         rows[-1] |= {"packed": packed_bytes(readers[name], 20)}
     rounds = [
@@ -326,7 +326,7 @@ def shards(folder: Path, source: Path) -> list[dict[str, Any]]:
 
 
 def preparing(folder: Path, source: Path) -> list[dict[str, Any]]:
-    """`prepare` of the week by one process, statistics included."""
+    """`prepare` of the twelve days by one process, statistics included."""
     rows = []
     for resample in ("area", "none"):
         config = config_for(folder, source, resample, [24])
