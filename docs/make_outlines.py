@@ -1,9 +1,10 @@
-"""Make aqnet/evaluation/outlines.json, the coasts and borders drawn on maps.
+"""Make aqnet/evaluation/report/pictures/outlines.json, the coasts and borders drawn on maps.
 
 The shapes are Natural Earth's (public domain), as TopoJSON from the npm package world-atlas:
 
     npm pack world-atlas@2.0.2 && tar xzf world-atlas-2.0.2.tgz
-    python docs/make_outlines.py package/countries-50m.json aqnet/evaluation/outlines.json
+    python docs/make_outlines.py package/countries-50m.json \\
+        aqnet/evaluation/report/pictures/outlines.json
 
 A line is simplified (Douglas and Peucker 1973) to TOLERANCE and written in 0.01 degrees: its first
 point and the steps that follow. Lines that belong to one country are coasts, to two, borders. The

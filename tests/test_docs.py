@@ -59,12 +59,13 @@ def test_the_input_of_an_exported_model_is_cut_from_the_stores(
     tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     config = configs.from_dict(
-        {**tiny, "data": {**tiny["data"], "history_hours": [0, -12]}}, "here"
+        {**tiny, "data": {**tiny["data"], "history_hours": [0, -12], "recent_days": [1, 2, 9]}},
+        "here",
     )
     stores = open_stores(config)
     numbers: Statistics = statistics.read(config, stores)
     dataset = ForecastDataset(config, "test", numbers, stores)
-    batch = dataset[3]
+    batch = dataset[len(dataset) - 1]
     names = config.input_variables
     mean, std = (part[:, None, None].float() for part in numbers.of(names))
 
@@ -83,3 +84,5 @@ def test_the_input_of_an_exported_model_is_cut_from_the_stores(
     scale = std.numpy()
     np.testing.assert_allclose(found["fields"][0] / scale, physical / scale, atol=1e-4)
     assert any("@-12h" in name for name in names)
+    of_two_days = found["fields"][0][[name.endswith("@mean2d") for name in names]]
+    assert np.isfinite(of_two_days[:, dataset.grid.mask]).any()

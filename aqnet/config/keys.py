@@ -53,14 +53,15 @@ class Data:
     Attributes:
         stores: folder of the training stores, YEAR.zarr and statistics.json, that `prepare` writes.
         variables: inputs at the input time, with a time or static.
-        targets: what is forecast; among `variables` too unless `model.predict` is `value` and
-            `model.transport` is `off`.
+        targets: what is forecast; among `variables` too unless `model.predict` is `value`,
+            `model.transport` is `off` and `recent_days` is empty.
         split: the periods of training, validation and test.
         lead_times: hours after the input time that are forecast.
         history_hours: 0, then earlier hours (negative) whose values are inputs too.
         weather: variables whose values after the input time are inputs too.
         weather_hours: the hours after the input time of `weather`; both or neither.
-        recent_days: as inputs, means of the targets over so many days before the input time's.
+        recent_days: as inputs, means of the targets over so many whole days before the day of the
+            input time, less their value at the input time.
         sources: source files, of which `prepare` makes the stores; the first entry gives grid and
             hours.
         units: the unit of a variable, where its files say none or a wrong one.
@@ -193,7 +194,8 @@ class Train:
         max_hours: the limit in hours of training, restarts included.
         max_items: input times of the training split that are used, evenly spread; all without.
         learning_rate: its peak.
-        learning_rate_factors: of parameters, by the beginning of their name; 0 freezes.
+        learning_rate_factors: of parameters, by the first parts of their dotted name (`blocks`,
+            `blocks.0.attn`); the longest that fits holds, 0 freezes.
         weight_decay: of AdamW.
         warmup_steps: steps in which the learning rate rises.
         decay_steps: step at which its cosine reaches 0; `max_steps` without.
@@ -277,7 +279,8 @@ class Plan:
 
     Attributes:
         grid: rows and columns, where there are no stores yet.
-        domain_fraction: share of the cells in the domain, where there are no stores yet.
+        domain_fraction: share of the patches with a cell of the domain, where there are no stores
+            yet.
         peak_tflops: of one process's device; with it telemetry tells the share in use.
     """
 
