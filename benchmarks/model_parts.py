@@ -82,7 +82,7 @@ def statistics_of(config: Config) -> Statistics:
 def sample(part: Part, config: Config) -> tuple[Tensor, Tensor, Tensor]:
     """One sample in a westerly wind, NaN outside the domain in the pollutants."""
     generator = torch.Generator().manual_seed(0)
-    fields = torch.randn(1, len(config.data.variables), *part.grid, generator=generator)
+    fields = torch.randn(1, len(config.input_variables), *part.grid, generator=generator)
     fields[:, config.data.variables.index("u")] += 0.5
     pollutants = [config.data.variables.index(name) for name in config.data.targets]
     fields[:, pollutants] = fields[:, pollutants].where(grid_of(part.grid).mask, torch.nan)
