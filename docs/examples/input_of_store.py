@@ -19,6 +19,7 @@ described = {"aqnet.json": ""}
 torch.export.load(model_path, extra_files=described)
 hour = int(np.datetime64(time, "h").astype(int))
 stores = [zarr.open_group(path, mode="r") for path in sorted(Path(folder).glob("[0-9]*.zarr"))]
+rows = {int(at): (store, row) for store in stores for row, at in enumerate(store["time"][:])}
 
 
 def field(name: str) -> np.ndarray:
@@ -36,8 +37,7 @@ def at_hour(variable: str, at: int) -> np.ndarray:
     if variable in static:
         return stores[0]["static"][static.index(variable)]
     kind = "air" if variable in stores[0].attrs["air"] else "weather"
-    # an error where the hour does not exist
-    ((store, row),) = [(s, row) for s in stores for row in np.flatnonzero(s["time"][:] == at)]
+    store, row = rows[at]  # an error where the hour does not exist
     return store[kind][row, store.attrs[kind].index(variable)]
 
 
