@@ -19,7 +19,7 @@ test: .venv/installed
 slow: .venv/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'slow and not slurm and not faults' || test $$? -eq 5
 
-# hundreds of injected faults, hours; writes the table of docs/reliability.md. Fewer: make faults FAULTS='--kills 20 --soak 5'
+# hundreds of injected faults, hours; writes the table of docs/reliability.md. Fewer: make faults FAULTS='kills soak --kills 20 --soak 5'
 FAULTS ?=
 faults: .venv/installed
 	$(BIN)/python -m tests.faults --write $(FAULTS)

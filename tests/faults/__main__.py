@@ -1,6 +1,7 @@
-"""Inject faults by the hundred and write the table of docs/reliability.md: python -m tests.faults
+"""Inject faults by the hundred: python -m tests.faults [PART ...]
 
-`make faults` runs it with the counts of the docs; every count is an option, 0 leaves a part out.
+`make faults` runs all parts with the counts of docs/reliability.md and writes the rows of each into
+its table as soon as the part is made; the rows of other parts stay.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from tests.test_kills import train as train_and_kill
 
 DOCS = REPOSITORY / "docs/reliability.md"
 BEGIN, END = "<!-- cases: written by python -m tests.faults -->", "<!-- end of cases -->"
-TESTS = (
+PARTS = ("kills", "files", "stores", "configs", "disks", "tests", "soak")
+TESTS = (  # those of the other files of this folder, their long part too
     ("a rank, the launcher or the holder of the store stops or dies", "frozen", "starting"),
     ("NaN, infinities, empty batches, a rate far too high", "numbers"),
     ("SIGTERM, SIGSTOP, kills of an evaluation, two into one folder", "interrupted"),
@@ -46,7 +48,7 @@ class Row(NamedTuple):
     outcome: str
 
 
-def kills(tree: dict[str, Any], folder: Path, number: int, seed: int) -> list[Row]:
+def kills(tree: dict[str, Any], folder: Path, number: int) -> list[Row]:
     """Half of the kills at 2, half at 3 processes, each against an undisturbed run."""
     rows = []
     config = folder / "kills.yaml"
@@ -142,52 +144,61 @@ def tested(fault: str, *names: str, **counts: str) -> Row:
     return Row(fault, passed, "as promised" + (f" ({skipped} skipped)" if skipped else ""))
 
 
-def table(rows: list[Row], seconds: float, command: str) -> str:
-    """The rows in Markdown, with how they were made."""
-    lines = ["| fault | cases | outcome |", "|---|---|---|"]
-    lines += [f"| {row.fault} | {row.cases:,} | {row.outcome} |" for row in rows]
-    made = f"{datetime.now(UTC):%Y-%m-%d}, torch {torch.__version__}, {os.cpu_count()} CPU cores"
-    return "\n".join([*lines, "", f"Made by `{command}` in {seconds / 60:.0f} min ({made})."])
+def merged(before: str, part: str, rows: list[Row], made: str) -> str:
+    """The table's lines `before` with the rows of `part` in place of those it had."""
+    kept = [line for line in before.splitlines() if re.match(r"\| [a-z]+ \|", line)]
+    kept = [line for line in kept[1:] if not line.startswith(f"| {part} |")]
+    new = [f"| {part} | {row.fault} | {row.cases:,} | {row.outcome} | {made} |" for row in rows]
+    lines = sorted([*kept, *new], key=lambda line: PARTS.index(line.split()[1]))
+    return "\n".join(["| part | fault | cases | outcome | made |", "|---|---|---|---|---|", *lines])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all")
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--files", type=int, default=500)
     parser.add_argument("--stores", type=int, default=500)
     parser.add_argument("--configs", type=int, default=500)
     parser.add_argument("--disks", type=int, default=30, help="sizes of a full disk")
     parser.add_argument("--soak", type=float, default=30.0, metavar="MINUTES")
-    parser.add_argument("--tests", type=int, default=1, help="0: without the other test files")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--write", action="store_true", help="the table into docs/reliability.md")
+    parser.add_argument("--write", action="store_true", help="the table of docs/reliability.md")
     options = parser.parse_args()
+    unknown = set(options.parts) - set(PARTS)
+    if unknown:
+        parser.error(f"{', '.join(sorted(unknown))}: no such part; there are {', '.join(PARTS)}")
     torch.set_num_threads(1)
-    start, rows = time.monotonic(), []
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        tree = prepared(folder / "tiny") if options.kills or options.soak else {}
-        parts: list[tuple[bool, Callable[[], list[Row]]]] = [
-            (options.kills > 0, lambda: kills(tree, folder, options.kills, options.seed)),
-            (options.files > 0, lambda: files(folder, options.files, options.seed)),
-            (options.stores > 0, lambda: metadata(folder, options.stores, options.seed)),
-            (options.configs > 0, lambda: [config_edits(options.configs)]),
-            (options.disks > 0, lambda: [disks(options.disks)]),
-            (options.tests > 0, lambda: [tested(fault, *names) for fault, *names in TESTS]),
-            (options.soak > 0, lambda: [Row(*soak.row(tree, folder, options.soak))]),
-        ]
-        for wanted, part in parts:
-            if wanted:
-                rows += part()
-                print(json.dumps(rows[-1]._asdict()), flush=True)
-    command = " ".join(
-        ["python -m tests.faults", *(word for word in sys.argv[1:] if word != "--write")]
-    )
-    text = table(rows, time.monotonic() - start, command)
-    print(text)
-    if options.write:
-        before, _, rest = DOCS.read_text().partition(BEGIN)
-        DOCS.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}")
+    for part in options.parts or PARTS:
+        start = time.monotonic()
+        with tempfile.TemporaryDirectory() as name:
+            rows = rows_of(part, Path(name), options)
+        minutes = (time.monotonic() - start) / 60
+        for row in rows:
+            print(json.dumps(row._asdict()), flush=True)
+        if options.write:
+            made = f"{datetime.now(UTC):%Y-%m-%d}, {minutes:.0f} min, torch {torch.__version__}"
+            before, _, rest = DOCS.read_text().partition(f"{BEGIN}\n")
+            rows_before, _, after = rest.partition(END)
+            text = merged(rows_before, part, rows, made)
+            DOCS.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+
+
+def rows_of(part: str, folder: Path, options: argparse.Namespace) -> list[Row]:
+    match part:
+        case "kills":
+            return kills(prepared(folder / "tiny"), folder, options.kills)
+        case "files":
+            return files(folder, options.files, options.seed)
+        case "stores":
+            return metadata(folder, options.stores, options.seed)
+        case "configs":
+            return [config_edits(options.configs)]
+        case "disks":
+            return [disks(options.disks)]
+        case "soak":
+            return [Row(*soak.row(prepared(folder / "tiny"), folder, options.soak))]
+    return [tested(fault, *names) for fault, *names in TESTS]
 
 
 def config_edits(number: int) -> Row:
