@@ -99,7 +99,7 @@ def kill_at(moment: int, after: bool) -> None:
         setattr(os, name, dying(getattr(os, name)))
 
 
-@pytest.mark.parametrize("step", [11, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [11, pytest.param(3, marks=pytest.mark.slow)])
 def test_killed_at_any_moment_it_goes_on_to_the_same_stores(tmp_path: Path, step: int):
     write_zarr(tmp_path / "2013.zarr", hours(2013, 60), fields(60))
     days = {"train": ["2013-01-01"], "validation": ["2013-01-02"], "test": ["2013-01-03"]}
