@@ -96,7 +96,8 @@ def fit(
     Speed and turn are the pair of SPEEDS and TURNS, per lead time, that leaves the smallest squared
     differences in y = a + b x + c x(moved), as the geometric mean over the targets. (Those of
     smallest difference between y and x(moved) would be too slow: a path too short costs less than
-    one in a wrong direction.)
+    one in a wrong direction.) Where air comes from outside the domain x stands for x(moved), so
+    that all pairs are judged by the same cells.
 
     Args:
         times: input times, hours since 1970 UTC.
@@ -119,6 +120,7 @@ def fit(
         for turn in TURNS.tolist():
             points = paths.departures(u, v, speed=SLOWEST, turn=turn)[0, place]
             moved = _read(values, points, grid.mask).reshape(*multiples.shape, *here.shape)
+            moved = np.where(np.isfinite(moved), moved, here)  # as in the forecast
             sums.append(least_squares.products(np.ones(1), here, moved, later))
         return np.stack(sums)
 

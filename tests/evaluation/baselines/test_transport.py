@@ -50,6 +50,20 @@ def test_speed_and_turn_of_what_moves_the_air_are_found():
     assert air.speed.tolist() == [SPEED] * 2 and air.turn.tolist() == [TURN] * 2
 
 
+def test_a_pair_whose_air_comes_from_outside_is_not_judged_by_fewer_cells():
+    mask = torch.zeros_like(MASK)
+    mask[4:16, 4:20] = True
+    noise = np.random.default_rng(5)
+
+    def truth(hour: int) -> transport.Fields:
+        targets = read(hour).targets
+        return (targets + noise.normal(0, 2, targets.shape)).astype(np.float32)
+
+    grid = Grid(LAT, LON, None, mask)
+    air = transport.fit(np.arange(0, 16 * 16, 16), read, truth, grid, LEADS)
+    assert np.abs(air.speed - SPEED).max() <= 0.5 and np.abs(air.turn - TURN).max() <= 10.0
+
+
 @pytest.mark.parametrize(("row", "lead"), list(enumerate(LEADS)))
 def test_moved_values_are_those_that_the_air_brings(row: int, lead: int):
     air = transport.Air(GRID, LEADS, np.full(2, SPEED), np.full(2, TURN))
