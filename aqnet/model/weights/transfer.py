@@ -21,6 +21,8 @@ from aqnet.model.climax import ClimaX, lead_time_unit
 
 # of a parameter: per axis, what its entries stand for
 Labels = dict[int, Sequence[Hashable]]
+# of the first forecast, besides `rho` of the present value
+TERMS = ("recent_rho", "transport.rho")
 
 
 @dataclass
@@ -76,7 +78,8 @@ def take_weights(model: ClimaX, config: Config, loaded: Loaded) -> Report:
     _name_differences(old, config, loaded, report)
     weights = _fitted(loaded, old, config, model.patch_shape, report)
     labels, old_labels = _labels(config), _labels(old)
-    unwanted = _unwanted(old, config)
+    unwanted = _unwanted(old, config) | _fitted_together(weights, old, model, config)
+    _forecast_as(old, model, config, weights, report)
     for name, value in model.state_dict().items():
         why = unwanted.get(name) or _take(
             value, weights.get(name), labels.get(name, {}), old_labels.get(name, {})
@@ -133,6 +136,37 @@ def _fitted(
                 f"pos_embed resized from {height} x {width} to {shape[0]} x {shape[1]} patches"
             )
     return weights
+
+
+def _fitted_together(
+    weights: dict[str, Tensor], old: Config, model: ClimaX, new: Config
+) -> dict[str, str]:
+    """The terms of the first forecast, where the checkpoint has some that `model` has not: they are
+    one fit, and those that are left would say too little alone."""
+    days = [f"{day} days" for day in old.data.recent_days if day not in new.data.recent_days]
+    lost = [name for name in TERMS if name in weights.keys() - model.state_dict().keys()]
+    if not (lost or (days and "recent_rho" in weights)):
+        return {}
+    why = f"was fitted together with {', '.join(lost or days)}, which the model has not"
+    return dict.fromkeys(("rho", *TERMS), why)
+
+
+def _forecast_as(
+    old: Config, model: ClimaX, new: Config, weights: dict[str, Tensor], report: Report
+) -> None:
+    """Let the terms of the first forecast that the checkpoint has not start at 0 for its lead times
+    and targets: its own `rho` was fitted without them."""
+    if "rho" not in weights:
+        return
+    labels, old_labels = _labels(new), _labels(old)["rho"]
+    values = model.state_dict()
+    for name in (name for name in TERMS if name in values):
+        ahead = values[name].dim() - 2  # axes before those of lead times and targets
+        both = {ahead + axis: each for axis, each in labels["rho"].items()}
+        nothing = torch.zeros(*values[name].shape[:ahead], *weights["rho"].shape)
+        there = {ahead + axis: each for axis, each in old_labels.items()}
+        if _take(values[name], nothing, both, there) is None and name not in weights:
+            report.notes.append(f"{name} starts at 0: the checkpoint forecasts without it")
 
 
 def _take(value: Tensor, source: Tensor | None, labels: Labels, old_labels: Labels) -> str | None:

@@ -134,6 +134,38 @@ def test_a_checkpoint_without_transport_names_its_parameters_as_new():
     assert not set(report.taken) & set(parts) and "blocks.0.attn.up" in report.taken
 
 
+def test_terms_of_the_first_forecast_that_the_checkpoint_lacks_start_at_zero_for_what_it_knows():
+    new = config_of({"lead_times": [6, *LEADS], "recent_days": [1, 7]})
+    first = made(new, 2)
+    source, model, report = transferred(config_of({"recent_days": [7]}, transport="off"), new)
+    assert torch.equal(model.rho[1:], source.rho) and torch.equal(model.rho[0], first.rho[0])
+    assert model.transport.rho is not None and first.transport.rho is not None
+    assert (model.transport.rho[1:] == 0).all()
+    assert torch.equal(model.transport.rho[0], first.transport.rho[0])
+    assert (model.recent_rho[0, 1:] == 0).all()
+    assert torch.equal(model.recent_rho[1, 1:], source.recent_rho[0])
+    assert torch.equal(model.recent_rho[:, 0], first.recent_rho[:, 0])
+    assert report.notes == ["transport.rho starts at 0: the checkpoint forecasts without it"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "lost"),
+    [
+        (config_of(), config_of(transport="off"), "transport.rho"),
+        (config_of({"recent_days": [7]}), config_of(), "recent_rho"),
+        (config_of({"recent_days": [1, 7]}), config_of({"recent_days": [1]}), "7 days"),
+    ],
+)
+def test_terms_of_the_first_forecast_are_not_taken_without_those_fitted_with_them(
+    old: Config, new: Config, lost: str
+):
+    first = made(new, 2)
+    _, model, report = transferred(old, new)
+    assert torch.equal(model.rho, first.rho)
+    why = f"was fitted together with {lost}, which the model has not"
+    assert report.initialised["rho"] == why and report.dropped["rho"] == why
+
+
 def test_outputs_of_another_patch_are_not_taken_cell_by_cell():
     old, new = config_of(), config_of(patch=4)
     first = made(new, 2).state_dict()
