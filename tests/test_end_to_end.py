@@ -1,6 +1,7 @@
 """The commands of the README, one after another, on a tiny world."""
 
 import csv
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,16 @@ from tests.faults.configs import command
 def test_trains_continues_and_evaluates(tiny: dict[str, Any], tmp_path: Path):
     run_dir, config = tmp_path / "run", tmp_path / "tiny.yaml"
     config.write_text(yaml.safe_dump({**tiny, "run_dir": str(run_dir)}))
-    run("train.py", "--config", str(config))
+    begun = run("train.py", "--config", str(config))
     assert (run_dir / "status").read_text().strip() == "finished"
+    said = re.search(
+        r"air is ([\d.]+) times the wind of the stores, turned (\S+) deg", begun.stdout
+    )
+    assert said, begun.stdout
+    kept = torch.load(run_dir / "checkpoints/step_00000004/model.pt", weights_only=True)["model"]
+    assert float(kept["transport.speed"]) == pytest.approx(float(said[1]), rel=1e-5)
+    assert float(kept["transport.turn"]) == pytest.approx(float(said[2]), rel=1e-5)
+    assert (float(said[1]), float(said[2])) != (1.0, 0.0)  # the world's is turned and faster
     again = run("train.py", "--config", str(config))
     assert "finished at step 4" in again.stdout
     run("train.py", "--config", str(config), "train.max_steps=6", "train.decay_steps=4", status=2)
