@@ -68,6 +68,7 @@ def replace_folder(source: Path, target: Path) -> None:
     """Give the finished folder `source` its name `target`, in place of an older folder."""
     old = target.with_name(target.name + ".replaced")
     if target.exists():
+        shutil.rmtree(old, ignore_errors=True)  # a kill left it while it was removed
         target.rename(old)
     source.rename(target)
     sync(target.parent)

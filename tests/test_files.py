@@ -69,3 +69,11 @@ def test_a_folder_takes_the_place_of_an_older_one(tmp_path: Path):
         (tmp_path / name / text).touch()
     replace_folder(tmp_path / "new", tmp_path / "old")
     assert names(tmp_path) == ["old"] and names(tmp_path / "old") == ["2"]
+
+
+def test_a_folder_is_replaced_although_a_kill_left_the_one_before_half_removed(tmp_path: Path):
+    for name in ("new", "old", "old.replaced"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"of {name}").touch()
+    replace_folder(tmp_path / "new", tmp_path / "old")
+    assert names(tmp_path) == ["old"] and names(tmp_path / "old") == ["of new"]
