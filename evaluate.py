@@ -211,6 +211,7 @@ def forecast_only(options: argparse.Namespace, trained: Trained, device: torch.d
             done += len(batch.time)
             if len(times) > 1:
                 progress(done)
+        results.remove_maps(path)
         forecasts.commit(own, path)
     finally:
         forecasts.discard(own)

@@ -80,6 +80,23 @@ def test_a_range_of_hours_is_forecast_into_one_store_as_each_hour_alone(
     xarray.testing.assert_equal(together.isel(time=[2]), alone)
 
 
+def test_a_forecast_made_again_without_pictures_leaves_no_older_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    write_both(tmp_path)
+    checkpoint, device = trained(tmp_path, config(tmp_path)), torch.device("cpu")
+    forecaster = lambda *_: lambda batch: Forecast(torch.zeros_like(batch.targets))  # noqa: E731
+    monkeypatch.setattr(evaluate.Trained, "forecaster", forecaster)
+    output = tmp_path / "out"
+    output.mkdir()
+    hour_alone, other = "forecast_2015-12-30T08", "forecast_2015-12-30T09_pm25.png"
+    for name in (f"{hour_alone}_pm25.png", f"{hour_alone}_so2_odds.png", other):
+        (output / name).touch()
+    options = ["--output", str(output), "--forecast", "2015-12-30T08", "--no-pictures"]
+    evaluate.forecast_only(command_line().parse_args(options), checkpoint, device)
+    assert {path.name for path in output.iterdir()} == {f"{hour_alone}.zarr", other}
+
+
 @pytest.mark.parametrize("text", ["2016-01-02/2016-01-01", "2016-01-01/soon", "2016-01-01/"])
 def test_a_range_that_is_none_is_refused(text: str):
     with pytest.raises(AqnetError, match=r"ends before it begins|no time such as"):

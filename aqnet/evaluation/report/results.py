@@ -216,6 +216,13 @@ def can_draw(wanted: bool) -> bool:
     return wanted and not missing
 
 
+def remove_maps(path: Path) -> None:
+    """Remove the maps that `draw_maps` drew of an older forecast in the Zarr store `path`."""
+    with writing(path):
+        for picture in path.parent.glob(f"{path.stem}_*.png"):
+            picture.unlink()
+
+
 def draw_maps(
     path: Path,
     config: Config,
