@@ -50,13 +50,32 @@ def _output_is_broken() -> bool:
     return any(events & select.POLLERR for _, events in output.poll(0))
 
 
+def _output_is_refused() -> bool:
+    """Whether the file that is standard output takes no more, not even an empty line."""
+    try:
+        print(flush=True)
+    except OSError:
+        return True
+    return False
+
+
+def _drop_output() -> None:
+    """Let go what standard output did not take, which Python would write again when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def run(main: Callable[[], int | None]) -> None:
     """Call a command's `main` and exit with its status, or 2 and one line after an `AqnetError` or
-    where the file system refuses a path or nobody reads the output any more, 130 and one line after
-    an interrupt (Ctrl-C)."""
+    where the file system refuses a path or the output or nobody reads that any more, 130 and one
+    line after an interrupt (Ctrl-C)."""
     threading.excepthook = _say_in_thread
     try:
-        sys.exit(main() or 0)
+        try:
+            status: str | int | None = main() or 0
+        except SystemExit as end:  # of argparse, which may have printed help
+            status = end.code
+        sys.stdout.flush()
+        sys.exit(status)
     except AqnetError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
@@ -64,13 +83,18 @@ def run(main: Callable[[], int | None]) -> None:
         if not _output_is_broken():
             raise
         print("error: what read the output has ended", file=sys.stderr, flush=True)
-        # Python writes what is left of it once more when it ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         sys.exit(2)
     except OSError as error:
-        if error.filename is None or error.errno not in _REFUSALS:
+        if error.errno not in _REFUSALS:
             raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
+        name = error.filename
+        if name is None:  # a write names no file itself
+            if not _output_is_refused():
+                raise
+            _drop_output()
+            name = "standard output"
+        print(f"error: {name}: {error.strerror}", file=sys.stderr, flush=True)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)

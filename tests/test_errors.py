@@ -5,14 +5,17 @@ import errno
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 import evaluate
 from aqnet import errors
 from aqnet.data import synthetic
 from aqnet.data.inspect import run as inspect
 from aqnet.distributed import launch
+from tests import conftest as tests
 from tests.data import worlds
 
 
@@ -49,6 +52,7 @@ def test_a_negative_seed_is_one_line_and_status_2(
     "error",
     [
         OSError(errno.ECONNRESET, "reset"),
+        OSError(errno.ENOSPC, "of a library's file"),
         FileNotFoundError(errno.ENOENT, "none", "x"),
         BrokenPipeError(errno.EPIPE, "a worker's pipe"),
     ],
@@ -73,6 +77,42 @@ def test_output_that_nobody_reads_any_more_is_one_line_and_status_2():
         process.stdout.close()
         assert process.stderr.read() == b"error: what read the output has ended\n"
     assert process.returncode == 2
+
+
+@pytest.mark.parametrize("flush", [True, False])
+def test_output_on_a_full_disk_is_one_line_and_status_2(flush: bool):
+    code = f"from aqnet import errors\nerrors.run(lambda: print('text', flush={flush}))"
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert ended.stderr == "error: standard output: No space left on device\n"
+    assert ended.returncode == 2
+
+
+def test_a_training_whose_output_is_full_is_whole_up_to_its_last_checkpoint(
+    tiny: dict[str, Any], tmp_path: Path
+):
+    """It ends as one of which nobody reads the output, and goes on with another output."""
+    config, run_dir = tmp_path / "config.yaml", tmp_path / "run"
+    length = {**tiny["train"], "decay_steps": 4}
+    config.write_text(yaml.safe_dump({**tiny, "run_dir": str(run_dir), "train": length}))
+    command = ["train.py", "--config", str(config)]
+    tests.run(*command, "train.max_steps=2")
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [sys.executable, *command],
+            cwd=tests.REPOSITORY,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert ended.stderr.endswith("error: standard output: No space left on device\n")
+    assert ended.returncode == 2 and "Traceback" not in ended.stderr
+    assert (run_dir / "checkpoints/latest").read_text() == "step_00000002\n"
+    assert not (run_dir / "lock").exists()
+    tests.run(*command)
+    assert (run_dir / "status").read_text() == "finished\n"
 
 
 @pytest.mark.parametrize("text", ["-1", "two", "1.5", "--1", ""])

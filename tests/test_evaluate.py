@@ -85,7 +85,10 @@ def test_a_forecast_made_again_without_pictures_leaves_no_older_ones(
 ):
     write_both(tmp_path)
     checkpoint, device = trained(tmp_path, config(tmp_path)), torch.device("cpu")
-    forecaster = lambda *_: lambda batch: Forecast(torch.zeros_like(batch.targets))  # noqa: E731
+
+    def forecaster(self: evaluate.Trained, where: Grid, device: torch.device) -> Any:
+        return lambda batch: Forecast(torch.zeros_like(batch.targets))
+
     monkeypatch.setattr(evaluate.Trained, "forecaster", forecaster)
     output = tmp_path / "out"
     output.mkdir()
