@@ -90,7 +90,7 @@ def train_on(
     distributed.on_main(partial(keep_config, directory.path, config, loaded))
     try:  # a run that was refused before has left the status as it was
         if loaded is not None and nothing_left(config, loop.Position.of(loaded.state)):
-            loop.say_doubts(loop.Position.of(loaded.state), directory.path)
+            loop.say_doubts(config, loop.Position.of(loaded.state))
             step = loaded.state["global_step"]
             say(f"{directory.path}: finished at step {step}; nothing left to train")
             status = "finished"

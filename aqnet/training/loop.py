@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -140,17 +139,17 @@ def fit(run: TrainingRun) -> str:
             run.checkpoints.wait()
     if stopped:
         return "interrupted"
-    say_doubts(state.position, run.directory.path)
+    say_doubts(state.config, state.position)
     return "finished"
 
 
-def say_doubts(position: Position, run_dir: Path) -> None:
+def say_doubts(config: Config, position: Position) -> None:
     """Warn of a run that has reached its end with a doubtful model.
 
     Raises:
         AqnetError: the model is unusable.
     """
-    doubt = check_learned(position, run_dir)
+    doubt = check_learned(config, position)
     if doubt is not None:
         distributed.say(f"warning: {doubt}")
 

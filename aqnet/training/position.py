@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
+
+import torch
 
 from aqnet.config import Config
 from aqnet.errors import AqnetError
+from aqnet.training.loss import loss_weights
 
 # a run's learning rate cannot change, and its last checkpoints may have come apart already
 AGAIN = (
@@ -52,11 +54,12 @@ class Position:
         return cls(**{name: known[name] for name in asdict(cls()) if name in known})
 
 
-# mean squared error of normalised values; the training mean everywhere has about 1
+# mean squared error of normalised values; the training mean everywhere has about 1, times the mean
+# of the loss's weights
 _USELESS = 10.0
 
 
-def check_learned(position: Position, run_dir: Path) -> str | None:
+def check_learned(config: Config, position: Position) -> str | None:
     """What is doubtful about a run that has reached its end; None where nothing is.
 
     Raises:
@@ -67,16 +70,18 @@ def check_learned(position: Position, run_dir: Path) -> str | None:
     best, last = position.best_metric, position.last_metric
     if skipped == position.global_step or best is None:
         raise AqnetError(
-            f"{run_dir}: ended without a usable model: {counted}, and the lowest validation loss "
-            f"is {best}; {AGAIN}"
+            f"{config.run_dir}: ended without a usable model: {counted}, and the lowest validation "
+            f"loss is {best}; {AGAIN}"
         )
-    if last is None or last > max(_USELESS, 2 * best):
+    usual = float(loss_weights(config, torch.device("cpu")).mean())
+    if last is None or last > max(_USELESS * usual, 2 * best):
         return (
             f"the last validation loss is {last}, the lowest {best:.4g}, where the mean of the "
-            f"training data has about 1 ({counted}); {AGAIN}"
+            f"training data has about {usual:.4g} ({counted}); {AGAIN}"
         )
-    if best > _USELESS:
-        return f"the lowest validation loss is {best:.4g}, that of the training data's mean about 1"
+    if best > _USELESS * usual:
+        of_mean = f"that of the training data's mean about {usual:.4g}"
+        return f"the lowest validation loss is {best:.4g}, {of_mean}"
     return f"{counted}; {AGAIN}" if 2 * position.bad_steps > position.global_step else None
 
 

@@ -122,9 +122,9 @@ def position(**values: Any) -> Position:
     ],
     ids=str,
 )
-def test_a_run_that_learned_nothing_is_no_success(tmp_path: Path, values: dict[str, Any]):
+def test_a_run_that_learned_nothing_is_no_success(values: dict[str, Any]):
     with pytest.raises(AqnetError, match="ended without a usable model"):
-        check_learned(position(**values), tmp_path)
+        check_learned(toy.config(**SETTINGS), position(**values))
 
 
 @pytest.mark.parametrize(
@@ -137,13 +137,24 @@ def test_a_run_that_learned_nothing_is_no_success(tmp_path: Path, values: dict[s
     ],
     ids=str,
 )
-def test_a_run_whose_model_is_doubtful_says_so(tmp_path: Path, values: dict[str, Any]):
-    assert check_learned(position(**values), tmp_path) is not None
+def test_a_run_whose_model_is_doubtful_says_so(values: dict[str, Any]):
+    assert check_learned(toy.config(**SETTINGS), position(**values)) is not None
+
+
+@pytest.mark.parametrize("weight", [0.01, 1.0, 100.0])
+def test_a_doubtful_loss_is_measured_by_the_weights_it_was_made_with(weight: float):
+    weights = dict.fromkeys(("pm25", "so2", "co"), weight)
+    config = toy.config(**SETTINGS, target_weights=weights)
+    for error, doubtful in ((0.5, False), (9.0, False), (11.0, True)):
+        loss = weight * error
+        doubt = check_learned(config, position(best_metric=loss, last_metric=loss))
+        assert (doubt is not None) == doubtful
+        assert doubt is None or doubt.endswith(f"mean about {weight:g}")
 
 
 @pytest.mark.parametrize("values", [{}, {"empty_steps": 20}, {"bad_steps": 2}], ids=str)
-def test_sparse_targets_and_a_few_bad_steps_are_no_doubt(tmp_path: Path, values: dict[str, Any]):
-    assert check_learned(position(**values), tmp_path) is None
+def test_sparse_targets_and_a_few_bad_steps_are_no_doubt(values: dict[str, Any]):
+    assert check_learned(toy.config(**SETTINGS), position(**values)) is None
 
 
 def test_a_rate_far_too_high_ends_with_advice_that_works(tiny: dict[str, Any], tmp_path: Path):
