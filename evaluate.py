@@ -65,8 +65,16 @@ def main() -> int:
     return 0
 
 
-def evaluate(options: argparse.Namespace, device: torch.device) -> None:
-    """Score the checkpoint on a split, or only forecast, and write the results; all ranks call."""
+def evaluate(
+    options: argparse.Namespace, device: torch.device, stop: Callable[[], bool] = lambda: False
+) -> bool:
+    """Score the checkpoint on a split, or only forecast, and write the results; all ranks call.
+
+    Args:
+        stop: whether a stop was asked for; the ranks agree in it. Only scores are asked to stop.
+    Returns:
+        Whether this came to its end; False where stopped, and nothing was written.
+    """
     if options.forecast is None:
         trained = distributed.on_main(partial(Trained.read, options))
         stores = distributed.on_main(partial(stores_of, trained))
@@ -74,9 +82,11 @@ def evaluate(options: argparse.Namespace, device: torch.device) -> None:
         dataset = ForecastDataset(
             trained.config, options.split, trained.statistics, stores, distributed.on_main(given)
         )
-        score(options, trained, stores, dataset, trained.forecaster(dataset.grid, device))
-    elif distributed.is_main():
+        forecast = trained.forecaster(dataset.grid, device)
+        return score(options, trained, stores, dataset, forecast, stop)
+    if distributed.is_main():
         forecast_only(options, Trained.read(options), device)
+    return True
 
 
 class Trained(NamedTuple):
@@ -234,8 +244,10 @@ def score(
     stores: Sequence[Store],
     dataset: ForecastDataset,
     forecast: Callable[[Batch], Forecast],
-) -> None:
-    """Score the model, the simple forecasts and others over the same samples; all ranks call."""
+    stop: Callable[[], bool],
+) -> bool:
+    """Score the model, the simple forecasts and others over the same samples; all ranks call.
+    Returns whether that came to its end, and False where stopped."""
     output, everything = Path(options.output), dataset.times
     dataset = dataset.at(run.drawn(everything, options.max_samples, options.seed))
     named = distributed.on_main(partial(places.named, trained.config, dataset.grid))
@@ -249,7 +261,8 @@ def score(
             say(distributed.on_main(partial(dataset.reader.weather.report, dataset.times)))
         scorer = scorer_of(options, trained, stores, dataset)
         with results.beside(output) if distributed.is_main() else nullcontext(output) as place:
-            write_scores(options, trained, dataset, scorer, forecast, place, everything, named)
+            about = options, trained, dataset, scorer, forecast, stop
+            return write_scores(*about, place, everything, named)
     finally:
         directory.release()
 
@@ -260,12 +273,14 @@ def write_scores(
     dataset: ForecastDataset,
     scorer: run.Scorer,
     forecast: Callable[[Batch], Forecast],
+    stop: Callable[[], bool],
     place: Path,
     everything: NDArray[np.int64],
     named: list[places.Place],
-) -> None:
+) -> bool:
     """Score the samples, write the results to rank 0's folder `place`, and publish them; pictures
-    may show any of the split's input times, `everything`, and places `named` in the config."""
+    may show any of the split's input times, `everything`, and places `named` in the config.
+    Returns False, and publishes nothing, where stopped while it scored."""
     loaded, config, statistics = trained
     place, reader = distributed.broadcast_object(place), dataset.reader
     layout, saved = reader.layout, place / "forecasts.zarr"
@@ -279,9 +294,10 @@ def write_scores(
     rank, size = distributed.rank(), distributed.world_size()
     sampler = EvaluationSampler(len(dataset), options.micro_batch, rank, size)
     batches = loader(dataset, sampler, options.workers)
-    run.score_all(scorer, forecast, batches, len(dataset), keep)
+    if not run.score_all(scorer, forecast, batches, len(dataset), keep, stop):
+        return False
     if not distributed.is_main():
-        return
+        return True
     if keep is not None:
         forecasts.commit(saved)
 
@@ -301,6 +317,7 @@ def write_scores(
     about = samples_scored(options, config)
     results.write(place, loaded, scorer, layout.units, about, drawing)
     results.publish(place, Path(options.output))
+    return True
 
 
 def scorer_of(

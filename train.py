@@ -76,7 +76,7 @@ def train(config: Config, device: torch.device, profile_steps: int) -> None:
         status = train_on(config, directory, device, profile_steps)
         if status == "finished" and config.train.evaluate_after_training:
             directory.end_on_signals()
-            evaluate_once(config, device)
+            evaluate_once(config, directory, device)
     finally:
         directory.release()
 
@@ -129,11 +129,20 @@ def nothing_left(config: Config, position: loop.Position) -> bool:
     return validated and loop.is_finished(config, position)
 
 
-def evaluate_once(config: Config, device: torch.device) -> None:
-    """Score the best checkpoint on the test split in RUN_DIR/evaluation, if that is missing."""
-    run_dir = Path(config.run_dir)
+def evaluate_once(config: Config, directory: RunDirectory, device: torch.device) -> None:
+    """Score the best checkpoint on the test split in RUN_DIR/evaluation, if that is missing, or
+    until a stop is asked for."""
+    run_dir = directory.path
     output = run_dir / "evaluation"
     if distributed.on_main(partial(is_scored, run_dir, output)):
+        return
+
+    def stop() -> bool:
+        return distributed.any_rank(directory.stop_requested())
+
+    left_out = f"{run_dir}: asked to stop before its evaluation was made; the same command makes it"
+    if stop():  # also by a signal that came when training looked no more
+        say(left_out)
         return
     gc.collect()  # the optimizer's state and gradients: DDP holds them in reference cycles
     if device.type == "cuda":
@@ -141,7 +150,8 @@ def evaluate_once(config: Config, device: torch.device) -> None:
     # the run's config and not the checkpoint's, which may be older than a move of the stores
     options = ["--checkpoint", str(run_dir), "--config", str(run_dir / "config.yaml")]
     options += ["--output", str(output), "--micro-batch", str(validation_batch(config))]
-    evaluation.evaluate(evaluation.command_line().parse_args(options), device)
+    if not evaluation.evaluate(evaluation.command_line().parse_args(options), device, stop):
+        say(left_out)
 
 
 def is_scored(run_dir: Path, output: Path) -> bool:

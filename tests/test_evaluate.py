@@ -23,6 +23,7 @@ from aqnet.errors import AqnetError
 from aqnet.evaluation.forecasts import zarr_files
 from aqnet.evaluation.options import command_line
 from aqnet.grid import Grid
+from aqnet.run_directory import RunDirectory
 from tests.data.test_dataset import STATISTICS, normalised
 from tests.data.worlds import config, grid, hour, write_both
 
@@ -132,8 +133,8 @@ def test_evaluation_after_training_takes_the_runs_stores_and_validations_batches
         "test",
     )
     given = []
-    monkeypatch.setattr(evaluate, "evaluate", lambda options, device: given.append(options))
-    train.evaluate_once(settings, torch.device("cpu"))
+    monkeypatch.setattr(evaluate, "evaluate", lambda options, *others: given.append(options))
+    train.evaluate_once(settings, RunDirectory(tmp_path), torch.device("cpu"))
     (options,) = given
     assert (options.checkpoint, options.config) == (str(tmp_path), str(tmp_path / "config.yaml"))
     assert options.micro_batch == 3

@@ -31,6 +31,7 @@ from aqnet.physical import clipped, in_units, physical, possible
 Values = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 SEASONS = ("DJF", "MAM", "JJA", "SON")
+BATCHES_BETWEEN_LOOKS = 8  # at a request to stop
 SUBSETS = ("all", *SEASONS, "sudden_change")
 
 
@@ -211,7 +212,8 @@ def score_all(
     loader: DataLoader[Batch],
     total: int,
     keep: Callable[[Batch, Forecast], object] | None = None,
-) -> None:
+    stop: Callable[[], bool] = lambda: False,
+) -> bool:
     """Forecast and score every batch of every rank; the sums are added up on rank 0.
 
     Args:
@@ -219,11 +221,16 @@ def score_all(
         total: samples of all ranks, for the progress.
         keep: called with each batch and its forecast, if given; every rank's calls are over when
             rank 0 returns.
+        stop: whether a stop was asked for; the ranks agree in it.
+    Returns:
+        Whether all were scored, and not stopped before.
     """
     progress = Progress(total)
     batches = iter(loader)
     count = int(distributed.sum_(torch.tensor(len(loader))))
-    for _ in range(-(-count // distributed.world_size())):
+    for number in range(-(-count // distributed.world_size())):
+        if number % BATCHES_BETWEEN_LOOKS == 0 and stop():
+            return False
         batch = next(batches, None)
         items = []
         if batch is not None:
@@ -238,6 +245,7 @@ def score_all(
             progress(scorer.samples)
     scorer.records.gather()
     scorer.cell_errors.gather()
+    return True
 
 
 class Progress:

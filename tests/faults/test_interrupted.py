@@ -16,7 +16,9 @@ import yaml
 
 import evaluate
 import train
+from aqnet.batch import Batch, Forecast
 from aqnet.evaluation.report import results
+from aqnet.evaluation.run import BATCHES_BETWEEN_LOOKS, Item, Scorer
 from aqnet.training import loop
 from tests.conftest import REPOSITORY, run
 from tests.faults.configs import command
@@ -26,6 +28,7 @@ from tests.test_kills import assert_same_run
 WHOLE = {"metrics.json", "metrics.csv", "days.npz", "reliability.csv", "forecasts.zarr"}
 WHOLE.add(results.REPORT)
 LONG = pytest.mark.faults
+NO_EVALUATION = "asked to stop before its evaluation was made; the same command makes it"
 
 
 @pytest.fixture(autouse=True)
@@ -75,6 +78,44 @@ def test_a_run_that_gets_sigterm_saves_and_goes_on_to_the_same_bits(trained: Pat
     status, told = command(train.main, arguments)
     assert status == 0, told
     assert_same_run(trained / "run", tmp_path / "run")
+
+
+@pytest.mark.parametrize("more", [[], ["train.max_steps=5"]], ids=["nothing left", "one step"])
+def test_sigterm_before_the_evaluation_leaves_it_to_the_same_command(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: list[str]
+):
+    """When training looks at requests to stop no more, or has nothing left to do."""
+    run_dir, again = after_training(trained, tmp_path)
+    said: list[str] = []
+    monkeypatch.setattr(train, "say", said.append)
+    send_before(monkeypatch, loop, "say_doubts")
+    status, told = command(train.main, [*again, *more])
+    assert status == 0, told
+    assert said[-1] == f"{run_dir}: {NO_EVALUATION}"
+    assert (run_dir / "status").read_text() == "finished\n"
+    assert not (run_dir / "evaluation").exists()
+
+
+def test_a_request_to_stop_ends_the_evaluation_after_training_between_batches(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run_dir, again = after_training(trained, tmp_path)
+    said: list[str] = []
+    monkeypatch.setattr(train, "say", said.append)
+    score, scored = Scorer.score, []
+
+    def ask(self: Scorer, batch: Batch, forecast: Forecast) -> list[Item]:
+        (run_dir / "stop_requested").touch()
+        scored.append(batch)
+        return score(self, batch, forecast)
+
+    monkeypatch.setattr(Scorer, "score", ask)
+    status, told = command(train.main, again)
+    assert status == 0, told
+    assert said[-1] == f"{run_dir}: {NO_EVALUATION}" and len(scored) == BATCHES_BETWEEN_LOOKS
+    assert (run_dir / "status").read_text() == "finished\n"
+    assert contents(run_dir / "evaluation") == set()
+    assert not (run_dir / "stop_requested").exists()  # it was obeyed
 
 
 @LONG
@@ -135,10 +176,10 @@ def test_a_second_evaluation_into_one_folder_is_refused_by_name(
     options += ["--max-samples", "4", "--no-pictures"]
     write_scores = evaluate.write_scores
 
-    def while_another_starts(*arguments: Any) -> None:
+    def while_another_starts(*arguments: Any) -> bool:
         told = run("evaluate.py", *options, status=2).stderr
         assert f"error: {tmp_path / 'report'}: in use by process {os.getpid()} on " in told
-        write_scores(*arguments)
+        return write_scores(*arguments)
 
     monkeypatch.setattr(evaluate, "write_scores", while_another_starts)
     status, told = command(evaluate.main, options)
