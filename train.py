@@ -88,15 +88,20 @@ def train_on(
     checkpoints = Checkpoints(directory.path / "checkpoints", config.train.keep_best)
     loaded = checkpoints.load_latest()
     distributed.on_main(partial(keep_config, directory.path, config, loaded))
-    try:  # a run that was refused before has left the status as it was
+    begun = loaded is None  # a continuation that is refused leaves the status as it was
+    try:
         if loaded is not None and nothing_left(config, loop.Position.of(loaded.state)):
+            begun = True
             loop.say_doubts(config, loop.Position.of(loaded.state))
             step = loaded.state["global_step"]
             say(f"{directory.path}: finished at step {step}; nothing left to train")
             status = "finished"
         else:
-            directory.status("running")
+            if begun:
+                directory.status("running")
             run = assemble(config, loaded, checkpoints, directory, device)
+            begun = True
+            directory.status("running")
             say(beginning(run, loaded, device))
             if distributed.num_nodes() > 1:
                 say(network.measured(run.state.model, device))
@@ -104,7 +109,8 @@ def train_on(
                 status = loop.fit(run)
             say(f"{directory.path}: {status} at step {run.state.position.global_step}")
     except BaseException:
-        directory.failed()
+        if begun:
+            directory.failed()
         raise
     directory.status(status)
     return status

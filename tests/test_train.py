@@ -281,6 +281,21 @@ def test_directory_of_another_run_is_refused_and_left_alone(tiny: dict[str, Any]
     assert (run_dir / "status").read_text() == "interrupted\n"
 
 
+def test_a_continuation_that_is_refused_leaves_the_status_and_a_new_run_fails(
+    tiny: dict[str, Any], tmp_path: Path
+):
+    run_dir = tmp_path / "run"
+    short = {**tiny, "train": {**tiny["train"], "max_steps": 1, "decay_steps": 4}}
+    nowhere = f"data.stores={tmp_path / 'nowhere'}"
+    assert "no such" in complete(command(short, run_dir, 1, nowhere), status=2)
+    assert (run_dir / "status").read_text() == "failed\n"
+    complete(command(short, run_dir, 1))
+    (run_dir / "status").write_text("interrupted\n")
+    more = (nowhere, "train.max_steps=2")
+    assert "no such" in complete(command(short, run_dir, 1, *more), status=2)
+    assert (run_dir / "status").read_text() == "interrupted\n"
+
+
 def test_scores_of_another_checkpoint_than_the_best_are_not_those_of_the_run(tmp_path: Path):
     output = tmp_path / "evaluation"
     for folder in (output, tmp_path / "checkpoints"):
