@@ -1,4 +1,4 @@
-"""What only a machine with a GPU can tell: python -m tests.gpu_check (about 10 minutes, no network).
+"""What only a machine with a GPU can tell: python -m tests.gpu_check (10 minutes, no network).
 
 Whoever has a GPU at hand runs it and sends the table. It ends with status 1 where a check fails
 or, after ten minutes, was not made.

@@ -198,6 +198,28 @@ def test_a_bad_item_costs_its_own_step_alone_and_its_time_is_logged(tmp_path: Pa
     assert [step for step, loss in losses.items() if loss is None] == [named["step"]]
 
 
+def test_a_step_without_a_valid_cell_is_no_bad_step(tmp_path: Path):
+    """Of sparse targets any number in a row may come."""
+    run = run_of(settings(tmp_path, max_steps=3, max_bad_steps=2), [1.0] * 3)
+    step = 0
+
+    def empty_from_the_second_step(items: list[int], poison: int | None) -> Batch:
+        return batch_of(items if step == 0 else [-1] * len(items), poison)
+
+    def count() -> None:
+        nonlocal step
+        step += 1
+
+    run.after_each_step, batch_of = count, toy.batch_of
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(toy, "batch_of", empty_from_the_second_step)
+        assert loop.fit(run) == "finished"
+    position = run.state.position
+    assert (position.bad_steps, position.bad_steps_in_a_row, position.empty_steps) == (0, 0, 2)
+    assert not [row for row in records(tmp_path) if "skipped_step_times" in row]
+    assert (tmp_path / "checkpoints/latest").read_text() == "step_00000003\n"
+
+
 def test_flops_and_their_share_of_the_peak_follow_from_the_items(tmp_path: Path):
     config = settings(tmp_path, max_steps=2)
     plan = dataclasses.replace(config.plan, peak_tflops=0.5)

@@ -1,6 +1,7 @@
 """One optimizer step: exact for any split into ranks and micro-batches; bad steps are skipped."""
 
 import contextlib
+import math
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,44 @@ def test_bad_item_of_one_rank_skips_the_step_on_all(tmp_path: Path):
     found = step_of(tmp_path / "step.pt", 2, 2, "broken")
     assert not found["updated"]
     assert all(not value.any() for value in found["change"].values())
+
+
+class Steep(torch.autograd.Function):
+    """The values as they are; their gradient is not finite."""
+
+    @staticmethod
+    def forward(context: Any, values: Tensor) -> Tensor:
+        return values.clone()
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0] * torch.inf
+
+
+class SteepToy(Toy):
+    """On rank 1 its loss is finite and its gradient is not."""
+
+    def forward(self, fields: Tensor, time: Tensor, lead_time: Tensor) -> Tensor:
+        values = super().forward(fields, time, lead_time)
+        return Steep.apply(values) if distributed.rank() == 1 else values
+
+
+def steep_step() -> None:
+    torch.manual_seed(3)
+    model = SteepToy().double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    parallel = distributed.wrap(model)
+    state = TrainingState(config(), model, parallel, optimizer, torch.device("cpu"))
+    before = [value.detach().clone() for value in model.parameters()]
+    batches = iter([batch_of([distributed.rank()])])
+    result = optimizer_step(state, batches, 1, 0, [0.0])
+    assert math.isfinite(result.loss) and not math.isfinite(result.norm)
+    assert not result.updated
+    assert all(torch.equal(*pair) for pair in zip(before, model.parameters(), strict=True))
+
+
+def test_a_gradient_that_is_not_finite_skips_the_step_on_all_though_the_loss_is_finite():
+    on_ranks(2, steep_step, timeout=120)
 
 
 def test_invalid_cells_reach_neither_loss_nor_gradient():
