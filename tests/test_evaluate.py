@@ -31,7 +31,12 @@ from tests.data.worlds import config, grid, hour, write_both
 def trained(folder: Path, settings: Config, layout: bool = True) -> evaluate.Trained:
     """A checkpoint without weights that was trained on the stores of `settings`."""
     kept = Layout.of(open_stores(settings)[0])
-    state = {"config": configs.to_dict(settings), "statistics": STATISTICS.to_dict()}
+    state = {
+        "global_step": 1,
+        "config": configs.to_dict(settings),
+        "statistics": STATISTICS.to_dict(),
+        "data_checksums": {},
+    }
     tensors = kept.tensors() if layout else {"grid": kept.tensors()["grid"]}
     path = folder / "step_00000001"
     checkpoint_files.write(path, {"model": {}, **tensors}, {}, {**state, **kept.words()})

@@ -14,21 +14,19 @@ import os
 import pickle
 import platform
 import re
-import reprlib
 import shutil
 import struct
 import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from types import NoneType
 from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Tensor
 
 import aqnet
+from aqnet.checkpoint.state import OF_THE_STORES, problems
 from aqnet.errors import AqnetError, one_line
 from aqnet.files import partial_of, replace_folder, sync
 
@@ -133,6 +131,9 @@ def read(path: str | Path) -> Loaded:
         values = model.get(key)
         if not isinstance(values, dict) or not all(isinstance(v, Tensor) for v in values.values()):
             raise AqnetError(f"{path / 'model.pt'}: expected tensors by name under {key!r}")
+    for key in OF_THE_STORES if "static" in model else ():
+        if key not in state:
+            raise Damaged(f"{path}: damaged checkpoint (state.json: lacks {key})")
     ema, grid, static = (model.get(key) for key in ("ema", "grid", "static"))
     return Loaded(path, model["model"], ema, optimizer, state, grid, static)
 
@@ -235,7 +236,7 @@ def _reason(error: Exception) -> str:
 
 
 def _verified_state(path: Path) -> dict[str, Any]:
-    """What state.json holds, if the SHA-256 of all files and the types of its values are right."""
+    """What state.json holds, if the SHA-256 of all files, its keys and their types are right."""
     try:
         state = json.loads(regular_bytes(path / "state.json", STATE_BYTES))
         expected = state.pop("sha256")
@@ -247,31 +248,12 @@ def _verified_state(path: Path) -> dict[str, Any]:
         raise Damaged(f"{path}: damaged checkpoint ({reason})") from None
     if wrong:
         raise Damaged(f"{path}: damaged checkpoint (SHA-256 of {', '.join(wrong)} differs)")
-    for problem in _mistyped(state, path.name):
+    for problem in problems(state):
         raise Damaged(f"{path}: damaged checkpoint (state.json: {problem})")
+    step = state["global_step"]
+    if STEP.fullmatch(path.name) and step != int(path.name.removeprefix("step_")):
+        raise Damaged(f"{path}: damaged checkpoint (state.json: is of step {step})")
     return {**state, "sha256": expected}
-
-
-# what a continuation reads of state.json, and may lack where weights were imported
-_TYPES: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("global_step", "epoch", "items_consumed", "validated_step"), (int,)),
-    **dict.fromkeys(("validations_since_best", "bad_steps", "bad_steps_in_a_row"), (int,)),
-    "empty_steps": (int,),
-    "seconds": (int, float),
-    **dict.fromkeys(("best_metric", "last_metric", "validation_loss"), (int, float, NoneType)),
-    **dict.fromkeys(("config", "statistics", "data_checksums"), (dict,)),
-}
-
-
-def _mistyped(state: dict[str, Any], name: str) -> Iterator[str]:
-    """Half a sentence for each value that training would not have written."""
-    for key in state.keys() & _TYPES.keys():
-        value = state[key]
-        if type(value) not in _TYPES[key] or (type(value) is int and not 0 <= value < 2**63):
-            yield f"{key} is {reprlib.repr(value)}"
-    step = state.get("global_step")
-    if STEP.fullmatch(name) and step not in (None, int(name.removeprefix("step_"))):
-        yield f"is of step {reprlib.repr(step)}"
 
 
 def regular_bytes(path: Path, most: int) -> bytes:

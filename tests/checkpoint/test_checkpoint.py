@@ -26,7 +26,14 @@ def states(step: int) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     optimizer.step()
     weights = model.state_dict()
     ema = {name: value * 0.5 for name, value in weights.items()}
-    state = {"global_step": step, "epoch": 1, "items_consumed": 7, "config": {"lead_times": (1, 2)}}
+    state = {
+        "global_step": step,
+        "epoch": 1,
+        "items_consumed": 7,
+        "config": {"data": {"lead_times": (1, 2)}, "model": {}},
+        "statistics": {"pm25": {"mean": 50.0, "std": 20.0}},
+        "data_checksums": {"2015.zarr": "0" * 64},
+    }
     return {"model": weights, "ema": ema}, optimizer.state_dict(), state
 
 
@@ -59,7 +66,7 @@ def test_what_was_saved_is_loaded_bit_for_bit(tmp_path: Path):
     for key, value in optimizer["state"][0].items():
         assert torch.equal(loaded.optimizer["state"][0][key], value)
     assert loaded.state["items_consumed"] == 7
-    assert loaded.state["config"] == {"lead_times": [1, 2]}
+    assert loaded.state["config"] == {"data": {"lead_times": [1, 2]}, "model": {}}
     assert loaded.state["validation_loss"] == 0.25
     assert set(loaded.state["sha256"]) == {"model.pt", "optimizer.pt", "state.json"}
     fresh = torch.optim.AdamW(torch.nn.Linear(5, 3).parameters())

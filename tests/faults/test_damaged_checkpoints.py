@@ -14,7 +14,7 @@ from aqnet import checkpoint
 from aqnet.checkpoint import Checkpoints
 from aqnet.checkpoint import files as checkpoint_files
 from aqnet.errors import AqnetError
-from tests.checkpoint.test_checkpoint import saved
+from tests.checkpoint.test_checkpoint import saved, states
 from tests.faults import damage
 
 
@@ -56,9 +56,17 @@ def test_a_name_that_is_no_file_is_named(good: Path, tmp_path: Path, what: str):
         checkpoint.read(tmp_path / "run")
 
 
+def nested(levels: int) -> dict[str, Any]:
+    return {"deeper": nested(levels - 1)} if levels else {}
+
+
+GONE = "(gone)"
+
+
 def edited(step: Path, **changes: Any) -> None:
-    """Change state.json as an attacker would, who mends its checksum."""
+    """Change state.json as an attacker would, who mends its checksum; `GONE` removes a key."""
     state = {**json.loads((step / "state.json").read_bytes()), **changes}
+    state = {key: value for key, value in state.items() if value is not GONE}
     sums = state.pop("sha256")
     sums["state.json"] = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
     (step / "state.json").write_text(json.dumps({**state, "sha256": sums}))
@@ -75,8 +83,23 @@ def edited(step: Path, **changes: Any) -> None:
         {"config": [1]},
         {"statistics": None},
         {"best_metric": "low"},
+        {"best_metric": 10**400},
+        {"seconds": float("nan")},
+        {"config": {"data": {}, "model": [1]}},
+        {"config": {"model": {}}},
+        {"config": {"data": nested(900), "model": {}}},
+        {"statistics": {"pm25": 3}},
+        {"statistics": {"pm25": {"mean": 1.0}}},
+        {"statistics": {"pm25": {"mean": 1.0, "std": 10**400}}},
+        {"data_checksums": {"2015.zarr": 5}},
+        {"grid": 3},
+        {"channels": {"weather": [], "air": [[]]}},
+        {"channels": ["pm25"]},
+        {"units": ["K"]},
+        {"imported": {"initialised": 3}},
+        *({key: GONE} for key in ("global_step", "config", "statistics", "data_checksums")),
     ],
-    ids=str,
+    ids=lambda changes: str(changes)[:60],
 )
 def test_a_mistyped_state_leads_to_the_checkpoint_before(
     good: Path, tmp_path: Path, changes: dict[str, Any]
@@ -85,6 +108,18 @@ def test_a_mistyped_state_leads_to_the_checkpoint_before(
         edited(step, **changes)
 
     damage.check(good, tmp_path, harm)
+
+
+@pytest.mark.parametrize("key", ["channels", "units"])
+def test_static_fields_without_their_names_are_no_whole_checkpoint(tmp_path: Path, key: str):
+    model, optimizer, state = states(1)
+    model["grid"] = model["static"] = {"elevation": torch.zeros(2, 2)}
+    words = {"channels": {"weather": [], "air": ["pm25"]}, "units": {"pm25": "ug m-3"}}
+    checkpoint_files.write(tmp_path / "step_00000001", model, optimizer, {**state, **words})
+    checkpoint.read(tmp_path / "step_00000001")
+    edited(tmp_path / "step_00000001", **{key: GONE})
+    with pytest.raises(checkpoint.Damaged, match=f"step_00000001.*lacks {key}"):
+        checkpoint.read(tmp_path / "step_00000001")
 
 
 def test_a_state_larger_than_any_is_not_read(good: Path, tmp_path: Path):

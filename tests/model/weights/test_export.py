@@ -49,8 +49,10 @@ def saved(folder: Path, **settings: Any) -> checkpoint_files.Loaded:
     statistics = Statistics(tuple(VARIABLES), MEAN, STD)
     weights = model_of(**settings).float().state_dict()
     state = {
+        "global_step": 7,
         "config": configs.to_dict(config_of(**settings)),
         "statistics": statistics.to_dict(),
+        "data_checksums": {},
     }
     path = folder / "step_00000007"
     checkpoint_files.write(path, {"model": weights, "grid": grid().to_dict()}, {}, state)
@@ -150,7 +152,8 @@ def test_the_example_is_about_20_lines_and_knows_nothing_of_aqnet():
 
 def test_a_checkpoint_without_its_grid_is_refused(tmp_path: Path):
     loaded = saved(tmp_path)
-    checkpoint_files.write(tmp_path / "step_00000008", {"model": loaded.model}, {}, loaded.state)
+    path = tmp_path / "step_00000008"
+    checkpoint_files.write(path, {"model": loaded.model}, {}, {**loaded.state, "global_step": 8})
     with pytest.raises(AqnetError, match="holds no grid"):
-        export(checkpoint_files.read(tmp_path / "step_00000008"), tmp_path / "model.pt2")
+        export(checkpoint_files.read(path), tmp_path / "model.pt2")
     assert not (tmp_path / "model.pt2").exists()
