@@ -30,6 +30,7 @@ from aqnet.checkpoint.files import (
     tensor_bytes,
     write,
 )
+from aqnet.checkpoint.state import is_loss
 from aqnet.errors import AqnetError, one_line
 from aqnet.files import replace_text
 
@@ -191,7 +192,7 @@ def _validation_loss(path: Path) -> float | None:
         loss = state.get("validation_loss")
     except (OSError, ValueError, AttributeError, RecursionError):
         return None  # damaged: never the best
-    return float(loss) if isinstance(loss, int | float) and math.isfinite(loss) else None
+    return float(loss) if is_loss(loss) else None
 
 
 def _tidy(directory: Path) -> None:

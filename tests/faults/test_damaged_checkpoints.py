@@ -110,6 +110,17 @@ def test_a_mistyped_state_leads_to_the_checkpoint_before(
     damage.check(good, tmp_path, harm)
 
 
+@pytest.mark.parametrize("loss", [10**400, "low", True, [0.1]], ids=lambda loss: str(loss)[:20])
+def test_a_mistyped_loss_of_an_older_checkpoint_is_never_the_best(
+    good: Path, tmp_path: Path, loss: Any
+):
+    run = shutil.copytree(good, tmp_path / "run")
+    edited(run / "checkpoints/step_00000001", validation_loss=loss)
+    loaded = Checkpoints(run / "checkpoints", 1).load_latest()
+    assert loaded is not None and loaded.state["global_step"] == 2
+    assert (run / "checkpoints/best").read_text() == "step_00000002\n"
+
+
 @pytest.mark.parametrize("key", ["channels", "units"])
 def test_static_fields_without_their_names_are_no_whole_checkpoint(tmp_path: Path, key: str):
     model, optimizer, state = states(1)
