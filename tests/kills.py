@@ -100,7 +100,7 @@ def rank_of(rank: int, size: int, port: int, arguments: list[str], out: Path, bo
         loop._step = board.counted(loop._step)
         write = checkpoint.Checkpoints._write
         checkpoint.Checkpoints._write = board.inside(write, _WRITING)  # type: ignore[method-assign]
-        for name in ("_write_tensors", "_write_text", "_verified_state", "replace_folder"):
+        for name in ("_write_tensors", "_write_text", "verified_state", "replace_folder"):
             setattr(checkpoint_files, name, slowed(getattr(checkpoint_files, name)))
     finish()
 

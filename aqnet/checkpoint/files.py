@@ -14,6 +14,7 @@ import os
 import pickle
 import platform
 import re
+import reprlib
 import shutil
 import struct
 import zipfile
@@ -105,7 +106,7 @@ def write(
         described.pop("sha256", None)
         sums["state.json"] = hashlib.sha256(_canonical(described)).hexdigest()
         _write_text(partial / "state.json", json.dumps({**described, "sha256": sums}, indent=1))
-        _verified_state(partial)  # before any name leads to it
+        verified_state(partial)  # before any name leads to it
         sync(partial)
         replace_folder(partial, path)
     except (OSError, RuntimeError) as error:
@@ -125,7 +126,7 @@ def read(path: str | Path) -> Loaded:
         AqnetError: there is no checkpoint, or it holds something else than tensors and numbers.
     """
     path = find(Path(path))
-    state = _verified_state(path)
+    state = verified_state(path)
     model, optimizer = (_own_tensors(path / name) for name in _TENSOR_FILES)
     for key in ("model", *(key for key in ("ema", "grid", "static") if key in model)):
         values = model.get(key)
@@ -145,19 +146,28 @@ def find(path: Path) -> Path:
     for name in ("best", "latest"):
         pointer = path / "checkpoints" / name
         if os.path.lexists(pointer):
-            try:
-                target = regular_bytes(pointer, 4096).decode(errors="replace").strip()
-            except OSError as error:
-                raise AqnetError(f"{pointer}: cannot be read: {one_line(error)}") from None
-            if not STEP.fullmatch(target):
-                raise AqnetError(
-                    f"{pointer}: expected a name such as step_00001234, found {target!r}"
-                )
-            return pointer.parent / target
+            return named_by(pointer)
     raise AqnetError(
         f"{path}: no checkpoint; expected a run directory with checkpoints/best or "
         "checkpoints/latest, or one step_* directory"
     )
+
+
+def named_by(pointer: Path) -> Path:
+    """The checkpoint that a file `latest` or `best` names, whether or not it is there.
+
+    Raises:
+        AqnetError: the file cannot be read, or holds no such name.
+    """
+    try:
+        target = regular_bytes(pointer, 4096).decode(errors="replace").strip()
+    except OSError as error:
+        raise AqnetError(f"{pointer}: cannot be read: {one_line(error)}") from None
+    if not STEP.fullmatch(target):
+        raise AqnetError(
+            f"{pointer}: expected a name such as step_00001234, found {reprlib.repr(target)}"
+        )
+    return pointer.parent / target
 
 
 class _HashingFile:
@@ -235,7 +245,7 @@ def _reason(error: Exception) -> str:
     return found.partition(" Check the documentation")[0].rstrip(".")[:120]
 
 
-def _verified_state(path: Path) -> dict[str, Any]:
+def verified_state(path: Path) -> dict[str, Any]:
     """What state.json holds, if the SHA-256 of all files, its keys and their types are right."""
     try:
         state = json.loads(regular_bytes(path / "state.json", STATE_BYTES))

@@ -24,17 +24,20 @@ from aqnet.checkpoint.files import (
     STEP,
     Damaged,
     Loaded,
+    named_by,
     plain_json,
     read,
     regular_bytes,
     tensor_bytes,
+    verified_state,
     write,
 )
 from aqnet.checkpoint.state import is_loss
 from aqnet.errors import AqnetError, one_line
-from aqnet.files import replace_text
+from aqnet.files import partial_of, replace_text
 
 NEWEST_KEPT = 2  # a damaged newest one needs one before it
+_POINTERS = ("latest", "best")
 
 
 class Checkpoints:
@@ -99,7 +102,8 @@ class Checkpoints:
     def load_latest(self) -> Loaded | None:
         """The newest checkpoint that is whole, on every rank; None where there is none at all.
 
-        Damaged ones are named on the terminal and set aside as `step_*.damaged`.
+        The best is verified too. Damaged ones are named on the terminal and set aside as
+        `step_*.damaged`; what `latest` and `best` hold is mended.
 
         Raises:
             AqnetError: there are checkpoints, but none is whole; or one holds more than tensors.
@@ -111,19 +115,44 @@ class Checkpoints:
         if os.path.lexists(self.directory) and not self.directory.is_dir():
             raise AqnetError(f"{self.directory}: is no folder; move it away")
         _tidy(self.directory)
+        _, best = (self._named(name) for name in _POINTERS)
+        loaded = self._newest_whole()
+        if loaded is not None:
+            self._set_damaged_best_aside(best, loaded.path)
+        self._name()
+        return loaded
+
+    def _named(self, name: str) -> Path | None:
+        """The checkpoint that `latest` or `best` names; None where it names none that is there,
+        which is said on the terminal. A folder of that name is set aside."""
+        pointer = self.directory / name
+        if not os.path.lexists(pointer):
+            return None
+        try:
+            path = named_by(pointer)
+            if path in _steps(self.directory):
+                return path
+            problem = f"{pointer}: names {path.name}, which is not there"
+        except AqnetError as error:
+            problem = str(error)
+        mended = "it is written anew"
+        if pointer.is_dir() and not pointer.is_symlink():
+            mended = f"it is set aside as {_set_aside(pointer).name}, and written anew"
+        _warn(f"{problem}; {mended}")
+        return None
+
+    def _newest_whole(self) -> Loaded | None:
+        """The newest checkpoint that is whole, once the damaged ones after it are set aside."""
         damaged: list[Path] = []
         for path in _steps(self.directory):
             try:
                 loaded = read(path)
             except Damaged as error:
-                print(f"warning: {error}; using the one before", file=sys.stderr, flush=True)
+                _warn(f"{error}; using the one before")
                 damaged.append(path)
                 continue
             for other in damaged:
-                aside = other.with_name(other.name + ".damaged")
-                _remove(aside)
-                other.rename(aside)
-            self._name()
+                _set_aside(other)
             return loaded
         if damaged:
             raise AqnetError(
@@ -131,6 +160,30 @@ class Checkpoints:
                 "restore one, or move the directory away to start from the beginning"
             )
         return None
+
+    def _set_damaged_best_aside(self, named: Path | None, whole: Path) -> None:
+        """Verify the best checkpoint, and where it is damaged the best of those left, until one is
+        whole; only their files are read.
+
+        Args:
+            named: by the file `best`; its loss may have been lost with its state.json.
+            whole: the one that is verified already.
+        """
+        ranked = self._ranked()
+        if named in _steps(self.directory) and named not in (whole, *ranked):
+            self._keep_if_whole(named)
+        for path in ranked:
+            if path == whole or self._keep_if_whole(path):
+                return
+
+    def _keep_if_whole(self, path: Path) -> bool:
+        """Whether a checkpoint is whole; a damaged one is named and set aside."""
+        try:
+            verified_state(path)
+        except Damaged as error:
+            _warn(f"{error}; it was the best, and is set aside as {_set_aside(path).name}")
+            return False
+        return True
 
     def _write(
         self, path: Path, model: dict[str, Any], optimizer: dict[str, Any], state: dict[str, Any]
@@ -149,13 +202,17 @@ class Checkpoints:
             ) from error
 
     def _best(self) -> list[Path]:
-        """At most `keep_best`, best first; of equal ones the earlier."""
+        """At most `keep_best`, best first."""
+        return self._ranked()[: self._keep_best]
+
+    def _ranked(self) -> list[Path]:
+        """Those with a validation loss, best first; of equal ones the earlier."""
         losses = {path: _validation_loss(path) for path in reversed(_steps(self.directory))}
         known = {path: loss for path, loss in losses.items() if loss is not None}
-        return sorted(known, key=lambda path: known[path])[: self._keep_best]
+        return sorted(known, key=lambda path: known[path])
 
     def _name(self) -> None:
-        for name, paths in (("latest", _steps(self.directory)), ("best", self._best())):
+        for name, paths in zip(_POINTERS, (_steps(self.directory), self._best()), strict=True):
             if paths:
                 replace_text(self.directory / name, paths[0].name + "\n")
             else:
@@ -202,8 +259,20 @@ def _tidy(directory: Path) -> None:
             _remove(old)
         else:
             old.rename(old.with_suffix(""))
-    for partial in directory.glob("step_*.partial"):
+    pointers = (partial_of(directory / name) for name in _POINTERS)
+    for partial in (*directory.glob("step_*.partial"), *pointers):
         _remove(partial)
+
+
+def _set_aside(path: Path) -> Path:
+    """Rename a file or folder to `NAME.damaged`, in place of one of that name; returns that."""
+    aside = path.with_name(path.name + ".damaged")
+    _remove(aside)
+    return path.rename(aside)
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def _remove(path: Path) -> None:

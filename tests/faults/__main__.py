@@ -76,21 +76,29 @@ def kills(tree: dict[str, Any], folder: Path, number: int) -> list[Row]:
 
 def files(folder: Path, number: int, seed: int) -> list[Row]:
     good = damage.original(folder / "good")
-    for name, harm in damage.cases(number, seed):
+    for name, harm in damage.cases(number - number // 2, seed):
         named(name, damage.check, good, folder, harm)
+    best_first = damage.with_best_first(folder / "best_first")
+    for name, harm in damage.cases(number // 2, seed + 1):
+        named(f"of the best: {name}", damage.check_best, best_first, folder, harm)
     for pointer in damage.POINTERS:
         for target in damage.TARGETS:
             named(f"{pointer} {target!r}", damage.check_pointer, good, folder, pointer, target)
     return [
         Row(
-            "a file of a checkpoint cut, flipped, emptied, replaced",
-            number,
+            "a file of the newest checkpoint cut, flipped, emptied, replaced",
+            number - number // 2,
             "none loaded as good; the one before used and named",
         ),
         Row(
-            "`latest` or `best` that names nothing or leads out",
+            "a file of the best checkpoint, not the newest, cut, flipped, emptied, replaced",
+            number // 2,
+            "none left as the best; the best whole one named, and kept from then on",
+        ),
+        Row(
+            "`latest` or `best` that names nothing, leads out or is no file",
             len(damage.POINTERS) * len(damage.TARGETS),
-            "none followed",
+            "none followed; each named and mended",
         ),
     ]
 

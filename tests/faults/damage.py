@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import random
 import shutil
@@ -20,7 +22,6 @@ from tests.checkpoint.test_checkpoint import saved, states
 
 FILES = ("model.pt", "optimizer.pt", "state.json")
 POINTERS = ("latest", "best")
-TARGETS = ("step_00000099\n", "", "\n", "..\n", "../../other\n", "/etc\n", "step_1\n", "\0" * 80)
 
 
 def _truncated(path: Path, chance: random.Random) -> None:
@@ -70,14 +71,19 @@ def _nested(path: Path, chance: random.Random) -> None:
     path.write_text("[" * 200_000)
 
 
-KINDS: tuple[Callable[[Path, random.Random], None], ...] = (
+Harm = Callable[[Path, random.Random], None]
+KINDS: tuple[Harm, ...] = (
     *(_truncated, _flipped, _longer, _emptied, _random, _removed),
     *(_a_directory, _a_link_loop, _a_pipe, _nested),
+)
+TARGETS: tuple[str | Harm, ...] = (
+    *("step_00000099\n", "", "\n", "..\n", "../../other\n", "/etc\n", "step_1\n", "\0" * 80),
+    *(_a_directory, _a_link_loop, _a_pipe, _nested, _random),
 )
 
 
 def cases(number: int, seed: int) -> Iterator[tuple[str, Callable[[Path], None]]]:
-    """`number` cases, each a name and what it does to the folder of a newest checkpoint."""
+    """`number` cases, each a name and what it does to the folder of a checkpoint."""
     chance = random.Random(seed)
     every = [(kind, file) for kind in KINDS for file in FILES]
     for at in range(number):
@@ -85,15 +91,19 @@ def cases(number: int, seed: int) -> Iterator[tuple[str, Callable[[Path], None]]
         yield f"{file} {kind.__name__.strip('_')}", _on(kind, file, chance)
 
 
-def _on(
-    kind: Callable[[Path, random.Random], None], file: str, chance: random.Random
-) -> Callable[[Path], None]:
+def _on(kind: Harm, file: str, chance: random.Random) -> Callable[[Path], None]:
     return lambda folder: kind(folder / file, chance)
 
 
 def original(folder: Path) -> Path:
     """Two good checkpoints, the second the latest and the best."""
     saved(folder / "checkpoints", {1: 0.2, 2: 0.1})
+    return folder
+
+
+def with_best_first(folder: Path) -> Path:
+    """Three good checkpoints, the first the best, the third the latest."""
+    saved(folder / "checkpoints", {1: 0.1, 2: 0.2, 3: 0.3})
     return folder
 
 
@@ -119,12 +129,44 @@ def check(good: Path, scratch: Path, harm: Callable[[Path], None]) -> None:
     assert (folder / "step_00000002.damaged").exists()
 
 
-def check_pointer(good: Path, scratch: Path, pointer: str, target: str) -> None:
-    """Let `latest` or `best` hold `target`: what it names is not read, and training goes on."""
+def check_best(good: Path, scratch: Path, harm: Callable[[Path], None]) -> None:
+    """Harm the best checkpoint, not the newest, in a copy of `with_best_first`: training goes on
+    from the newest, and the best whole one is named and kept from then on.
+
+    Raises:
+        AssertionError: something else happened.
+    """
     run = scratch / "run"
     shutil.rmtree(run, ignore_errors=True)
     shutil.copytree(good, run)
-    (run / "checkpoints" / pointer).write_text(target)
+    folder = run / "checkpoints"
+    harm(folder / "step_00000001")
+    told = io.StringIO()
+    with contextlib.redirect_stderr(told):
+        checkpoints = Checkpoints(folder, 1)
+        loaded = checkpoints.load_latest()
+    assert loaded is not None and loaded.state["global_step"] == 3
+    [line] = told.getvalue().splitlines()
+    assert "step_00000001: damaged checkpoint" in line and "set aside" in line, line
+    assert (folder / "step_00000001.damaged").exists()
+    assert (folder / "best").read_text() == "step_00000002\n"
+    assert checkpoint.read(run).state["global_step"] == 2
+    for step, loss in ((4, 0.15), (5, 0.4), (6, 0.5)):
+        checkpoints.save(*states(step), metric=loss)
+    checkpoints.wait()
+    assert checkpoint.read(run).state["global_step"] == 4
+
+
+def check_pointer(good: Path, scratch: Path, pointer: str, target: str | Harm) -> None:
+    """Let `latest` or `best` hold `target`, or be something else than a file: what it names is not
+    read, training goes on, and names it in one line."""
+    run = scratch / "run"
+    shutil.rmtree(run, ignore_errors=True)
+    shutil.copytree(good, run)
+    if callable(target):
+        target(run / "checkpoints" / pointer, random.Random(0))
+    else:
+        (run / "checkpoints" / pointer).write_text(target)
     if pointer == "best":
         try:
             checkpoint.read(run)
@@ -132,8 +174,13 @@ def check_pointer(good: Path, scratch: Path, pointer: str, target: str) -> None:
             assert str(run / "checkpoints") in str(error) and "\n" not in str(error), str(error)
         else:
             raise AssertionError(f"{target!r} was followed")
-    loaded = Checkpoints(run / "checkpoints", 1).load_latest()
+    told = io.StringIO()
+    with contextlib.redirect_stderr(told):
+        loaded = Checkpoints(run / "checkpoints", 1).load_latest()
     assert loaded is not None and loaded.state["global_step"] == 2
+    [line] = told.getvalue().splitlines()
+    assert line.startswith(f"warning: {run}/checkpoints/{pointer}: "), line
+    assert "written anew" in line and len(line) < 1000, line
     assert (run / "checkpoints" / pointer).read_text() == "step_00000002\n"
 
 

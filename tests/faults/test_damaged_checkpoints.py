@@ -35,10 +35,67 @@ def test_a_damaged_file_leads_to_the_checkpoint_before(
     assert "step_00000002: damaged checkpoint" in told and "using the one before" in told
 
 
+@pytest.fixture(scope="module")
+def best_first(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return damage.with_best_first(tmp_path_factory.mktemp("best_first"))
+
+
+@pytest.mark.parametrize(("name", "harm"), CASES, ids=[name for name, _ in CASES])
+def test_a_damaged_best_that_is_not_the_newest_is_set_aside_and_the_best_left_named(
+    best_first: Path, tmp_path: Path, name: str, harm: Any
+):
+    damage.check_best(best_first, tmp_path, harm)
+
+
+def test_the_newest_is_the_best_where_all_better_ones_are_damaged(best_first: Path, tmp_path: Path):
+    run = shutil.copytree(best_first, tmp_path / "run")
+    for step in (1, 2):
+        (run / f"checkpoints/step_0000000{step}/model.pt").unlink()
+    Checkpoints(run / "checkpoints", 1).load_latest()
+    assert checkpoint.read(run).state["global_step"] == 3
+    aside = sorted(path.name for path in (run / "checkpoints").glob("*.damaged"))
+    assert aside == ["step_00000001.damaged", "step_00000002.damaged"]
+
+
+def test_only_the_best_and_the_newest_are_read_at_a_start(
+    best_first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = shutil.copytree(best_first, tmp_path / "run")
+    (run / "checkpoints/step_00000002/model.pt").unlink()
+    hashed: list[str] = []
+    one = checkpoint_files._sha256
+
+    def counted(path: Path) -> str:
+        hashed.append(f"{path.parent.name}/{path.name}")
+        return one(path)
+
+    monkeypatch.setattr(checkpoint_files, "_sha256", counted)
+    assert Checkpoints(run / "checkpoints", 1).load_latest() is not None
+    once = [f"step_0000000{step}/{name}.pt" for step in (1, 3) for name in ("model", "optimizer")]
+    assert sorted(hashed) == once
+
+
 @pytest.mark.parametrize("pointer", damage.POINTERS)
-@pytest.mark.parametrize("target", damage.TARGETS)
+def test_a_folder_in_place_of_a_name_is_set_aside_with_what_is_in_it(
+    good: Path, tmp_path: Path, pointer: str
+):
+    """Also before the first checkpoint, which could not be named after hours of training."""
+    for name, folder in (("with", good / "checkpoints"), ("without", tmp_path / "empty")):
+        folder.mkdir(exist_ok=True)
+        checkpoints = shutil.copytree(folder, tmp_path / name)
+        (checkpoints / pointer).unlink(missing_ok=True)
+        (checkpoints / pointer / "inside").mkdir(parents=True)
+        Checkpoints(checkpoints, 1).load_latest()
+        assert (checkpoints / f"{pointer}.damaged/inside").is_dir()
+        assert not (checkpoints / pointer).is_dir()
+
+
+@pytest.mark.parametrize("pointer", damage.POINTERS)
+@pytest.mark.parametrize(
+    "target", damage.TARGETS, ids=lambda target: getattr(target, "__name__", repr(target)[:20])
+)
 def test_a_name_that_leads_nowhere_or_out_of_the_directory_is_not_followed(
-    good: Path, tmp_path: Path, pointer: str, target: str
+    good: Path, tmp_path: Path, pointer: str, target: Any
 ):
     damage.check_pointer(good, tmp_path, pointer, target)
 
@@ -167,7 +224,9 @@ def test_an_archive_that_unpacks_to_more_than_itself_is_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize("what", ["file", "link", "folder"])
-@pytest.mark.parametrize("name", ["step_00000002.damaged", "step_00000003.partial"])
+@pytest.mark.parametrize(
+    "name", ["step_00000002.damaged", "step_00000003.partial", "latest.partial"]
+)
 def test_whatever_stands_where_a_damaged_one_goes_is_replaced(
     good: Path, tmp_path: Path, name: str, what: str
 ):
