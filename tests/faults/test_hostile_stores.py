@@ -94,6 +94,40 @@ def test_metadata_that_ask_for_much_memory_are_refused_before(
     assert "\n" not in str(error.value)
 
 
+FILES = {"first_last_and_count_of_files": ["a.nc", "b.nc", 2]}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"source": 3},
+        {"source": FILES},  # without `resample`
+        {"source": {**FILES, "resample": 1}},
+        {"source": {"first_last_and_count_of_files": 5, "resample": "none"}},
+        {"source": {"first_last_and_count_of_files": ["a.nc"], "resample": "none"}},
+        {"units": 1e300},
+        {"units": {"temp": "K", "pm25": 3, "o3": "ug m-3"}},
+        {"units": {"temp": "K", "pm25": "ug m-3"}},
+        {"air": ["pm25", 3]},
+        {"static_names": [{}]},
+        {"checksum": 5},
+    ],
+    ids=str,
+)
+def test_attributes_of_another_type_are_damage_and_nothing_else(
+    good: Path, tmp_path: Path, changes: dict[str, Any]
+):
+    path = shutil.copytree(good, tmp_path / good.name)
+    tree = json.loads((path / "zarr.json").read_bytes())
+    tree["attributes"].update(changes)
+    (path / "zarr.json").write_text(json.dumps(tree))
+    with pytest.raises(AqnetError, match=r"2015\.zarr: damaged") as error:
+        store.open_store(path)
+    assert "\n" not in str(error.value)
+    status, told = stores.inspected(path)
+    assert status == 1 and "damaged" in told and "Traceback" not in told
+
+
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "", "null", "[]", "1" * 5000])
 def test_a_root_that_is_no_metadata_is_one_line(good: Path, tmp_path: Path, text: str):
     path = shutil.copytree(good, tmp_path / good.name)

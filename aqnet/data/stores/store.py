@@ -110,16 +110,14 @@ class Store:
 
     def __init__(self, path: Path, group: zarr.Group) -> None:
         attributes: dict[str, Any] = dict(group.attrs)
-        for name in (*KINDS, "static_names"):
-            if not isinstance(attributes[name], list):
-                raise TypeError(f"the attribute {name!r} is no list")
+        _check_attributes(attributes)
         self.path = path
         self.attributes = attributes
         self.channels: dict[Kind, tuple[str, ...]] = {
             kind: tuple(attributes[kind]) for kind in KINDS
         }
         self.units: dict[str, str] = attributes["units"]
-        self.checksum = str(attributes["checksum"])
+        self.checksum: str = attributes["checksum"]
         self.time: NDArray[np.int64] = _get(group, "time")
         days = _get(group, "day")
         self.first_day, self.last_day = int(days[0]), int(days[-1])
@@ -241,6 +239,29 @@ def open_store(path: str | Path, *, whole: bool = True) -> Store:
     if whole and (lost := store.lost()):
         raise AqnetError(f"{path}: {lost[0]} ({len(lost)} files in all); {_AGAIN}")
     return store
+
+
+def _check_attributes(attributes: dict[str, Any]) -> None:
+    """Refuse attributes of a group that prepare would not have written.
+
+    Raises:
+        LookupError, TypeError: names one.
+    """
+    for name in (*KINDS, "static_names"):
+        value = attributes[name]
+        if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+            raise TypeError(f"the attribute {name!r} is no list of names")
+    for name, kind in (("units", dict), ("source", dict), ("checksum", str)):
+        if not isinstance(attributes[name], kind):
+            raise TypeError(f"the attribute {name!r} is no {kind.__name__}")
+    units, source = attributes["units"], attributes["source"]
+    for name in {*attributes["weather"], *attributes["air"], *units}:
+        if not isinstance(units[name], str):
+            raise TypeError(f"the attribute 'units' holds no unit of {name!r}")
+    if files := source.get("first_last_and_count_of_files"):
+        types = [type(part) for part in (*files, source["resample"])]
+        if types != [str, str, int, str]:
+            raise TypeError("the attribute 'source' is not what prepare writes")
 
 
 @contextmanager
