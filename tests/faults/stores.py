@@ -17,10 +17,15 @@ from typing import Any
 import numpy as np
 
 from aqnet import errors
+from aqnet.data import statistics
+from aqnet.data.dataset import ForecastDataset
 from aqnet.data.inspect import run as inspect
 from aqnet.data.stores import store
+from aqnet.data.stores.layout import Layout
+from aqnet.data.stores.record import open_stores
 from aqnet.errors import AqnetError
 from tests.data import worlds
+from tests.data.test_dataset import STATISTICS
 
 SPARE_BYTES = 2**30  # what reading a hostile store may take besides
 HOSTILE = (0, -1, 1, 2, 10**12, 2**63, 10**30, 1e300, None, True, "", "../../x", "float16", [], {})
@@ -81,7 +86,8 @@ KINDS = (bytes_edited, value_edited, index_edited)
 
 
 def check(good: Path, scratch: Path, kind: Any, chance: random.Random) -> str:
-    """Edit a copy of a store, read all of it and inspect it; returns `read` or `refused`.
+    """Edit a copy of a store, read all of it, make the samples that training reads of it, and
+    inspect it; returns `read` or `refused`.
 
     Raises:
         AssertionError: other fields were read, or something else than one line came of it.
@@ -92,6 +98,7 @@ def check(good: Path, scratch: Path, kind: Any, chance: random.Random) -> str:
     kind(path, chance)
     with little_memory():
         outcome = _read(good, path)
+        _made_samples(scratch)
         status, told = inspected(path)
     assert status in (0, 1, 2) and "Traceback" not in told, told
     return outcome
@@ -115,6 +122,27 @@ def _read(good: Path, path: Path) -> str:
                 or opened.time[row] != expected.time[row]
             ), f"row {row} is not what was written"
     return "read"
+
+
+def _made_samples(folder: Path) -> None:
+    """Do what train.py does with the stores of a folder: fields or one line come of it."""
+    days = ["2015-12-29/2015-12-31"]
+    split = dict.fromkeys(("train", "validation", "test"), days)
+    config = worlds.config(folder, split=split, lead_times=[3], recent_days=[1])
+    try:
+        opened = open_stores(config)
+        statistics.compute(config, opened)
+        for name in ("train", "validation"):
+            dataset = ForecastDataset(config, name, STATISTICS, opened)
+            dataset.report()
+            for item in {0, len(dataset) // 2, len(dataset) - 1}:
+                batch = dataset[item]
+                assert batch.targets[batch.mask].isfinite().all()
+        layout = Layout.of(opened[0])
+        json.dumps(layout.words())
+        layout.tensors()
+    except AqnetError as error:
+        assert "\n" not in str(error) and len(str(error)) < 1000, str(error)
 
 
 def inspected(path: Path) -> tuple[int, str]:
