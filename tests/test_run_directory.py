@@ -109,6 +109,28 @@ def test_a_half_written_lock_is_watched_too(tmp_path: Path):
     run.release()
 
 
+@pytest.mark.parametrize(
+    "text", ["[" * 60_000, "[1]", "3", "null", '{"pid": "x"}', '{"host": [], "pid": {}}', "\0" * 9]
+)
+def test_a_nested_or_mistyped_lock_is_watched_too(tmp_path: Path, text: str):
+    (tmp_path / "lock").write_text(text)
+    run = RunDirectory(tmp_path)
+    run.claim()
+    assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
+    run.release()
+
+
+@pytest.mark.parametrize("changes", [{"pid": True}, {"pid": 10**400}, {"pid": -1}, {"started": []}])
+def test_a_lock_of_this_host_with_a_process_that_cannot_be_is_free(
+    tmp_path: Path, changes: dict[str, Any]
+):
+    here = {"host": os.uname().nodename, "namespace": run_directory._namespace()}
+    foreign_lock(tmp_path, **here, **{"pid": os.getpid(), **changes})
+    run = RunDirectory(tmp_path)
+    run.claim()
+    run.release()
+
+
 def touch_often(lock: Path) -> None:
     while True:
         os.utime(lock)
