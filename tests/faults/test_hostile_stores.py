@@ -107,7 +107,6 @@ FILES = {"first_last_and_count_of_files": ["a.nc", "b.nc", 2]}
         {"source": {"first_last_and_count_of_files": ["a.nc"], "resample": "none"}},
         {"units": 1e300},
         {"units": {"temp": "K", "pm25": 3, "o3": "ug m-3"}},
-        {"units": {"temp": "K", "pm25": "ug m-3"}},
         {"air": ["pm25", 3]},
         {"static_names": [{}]},
         {"checksum": 5},

@@ -255,8 +255,8 @@ def _check_attributes(attributes: dict[str, Any]) -> None:
         if not isinstance(attributes[name], kind):
             raise TypeError(f"the attribute {name!r} is no {kind.__name__}")
     units, source = attributes["units"], attributes["source"]
-    for name in {*attributes["weather"], *attributes["air"], *units}:
-        if not isinstance(units[name], str):
+    for name, unit in units.items():
+        if not isinstance(unit, str):
             raise TypeError(f"the attribute 'units' holds no unit of {name!r}")
     if files := source.get("first_last_and_count_of_files"):
         types = [type(part) for part in (*files, source["resample"])]
