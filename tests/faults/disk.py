@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from aqnet.run_directory import RunDirectory
 from tests.faults.configs import command
 
 SIZE = 2**26
@@ -54,15 +56,34 @@ def read_only(folder: Path) -> Iterator[None]:
         subprocess.run(["mount", "-o", "remount,rw", str(folder)], check=True)
 
 
+@contextlib.contextmanager
+def first_failures() -> Iterator[list[BaseException]]:
+    """Inside, the error for which a run is marked as failed: that of the mark may not hide it."""
+    first: list[BaseException] = []
+    mark = RunDirectory.failed
+
+    def failed(directory: RunDirectory) -> None:
+        error = sys.exc_info()[1]
+        assert error is not None
+        first.append(error)
+        mark(directory)
+
+    RunDirectory.failed = failed  # type: ignore[method-assign]
+    try:
+        yield first
+    finally:
+        RunDirectory.failed = mark  # type: ignore[method-assign]
+
+
 def check(
     main: Callable[[], Any], arguments: list[str], trouble: contextlib.AbstractContextManager[None]
 ) -> str:
     """Run a command in trouble; returns `refused` after one line, or `enough room`.
 
     Raises:
-        AssertionError: it ended otherwise.
+        AssertionError: it ended otherwise, or another failure hid the first one of a training.
     """
-    with trouble:
+    with trouble, first_failures() as first:
         status, told = command(main, arguments)
     assert "Traceback" not in told, told
     errors = [line for line in told.splitlines() if line.startswith("error: ")]
@@ -70,6 +91,9 @@ def check(
     if status == 2:
         words = ("No space left", "Read-only", "MB are free")
         assert any(word in errors[0] for word in words), errors[0]
+        for error in first:
+            place = error.filename if isinstance(error, OSError) else str(error)
+            assert str(place) in errors[0], f"{errors[0]}, but the first was {error}"
     return "refused" if status == 2 else "enough room"
 
 

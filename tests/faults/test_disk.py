@@ -1,5 +1,6 @@
 """A full or read-only disk: one line and status 2; what was there stays; it goes on with room."""
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ import yaml
 import evaluate
 import train
 from aqnet.data.prepare import run as prepare
+from aqnet.errors import AqnetError
+from aqnet.run_directory import RunDirectory
 from tests.faults import disk
 from tests.faults.configs import command
 
@@ -48,13 +51,43 @@ def test_training_on_a_full_disk_is_one_line_and_goes_on_with_room(trained: Path
 def test_a_run_that_meets_a_full_disk_keeps_its_checkpoints(trained: Path, place: Path):
     run_dir = place / "run"
     shutil.copytree(trained / "run", run_dir)
-    latest = run_dir / "checkpoints/step_00000004/model.pt"
-    before = latest.read_bytes()
+    before = kept(run_dir)
+    assert any(name.endswith("optimizer.pt") for name in before) and "best" in before
     arguments = ["--config", str(trained / "config.yaml"), f"run_dir={run_dir}"]
     more = [*arguments, "train.max_steps=6", "train.checkpoint_every=1"]
     for trouble in (disk.full(place, 0), disk.full(place, 40_000), disk.read_only(place)):
         assert disk.check(train.main, more, trouble) == "refused"
-        assert latest.read_bytes() == before
+        now = kept(run_dir)
+        assert {name: now.get(name) for name in before} == before
+
+
+def kept(run_dir: Path) -> dict[str, bytes]:
+    """Every file of a run's checkpoints, and `latest` and `best`, by its name."""
+    return disk.contents(run_dir / "checkpoints")
+
+
+def test_a_status_that_cannot_be_written_does_not_hide_why_a_run_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def full(self: RunDirectory, text: str) -> None:
+        raise AqnetError(f"{self.path}/status: cannot be written (No space left on device)")
+
+    def run() -> None:
+        try:
+            raise AqnetError("step_00000004: cannot be written (No space left on device)")
+        except BaseException:
+            RunDirectory(tmp_path).failed()
+            raise
+
+    monkeypatch.setattr(RunDirectory, "status", full)
+    assert disk.check(run, [], contextlib.nullcontext()) == "refused"
+
+    def hiding(self: RunDirectory) -> None:
+        self.status("failed")
+
+    monkeypatch.setattr(RunDirectory, "failed", hiding)
+    with pytest.raises(AssertionError, match="but the first was step_00000004"):
+        disk.check(run, [], contextlib.nullcontext())
 
 
 def test_evaluation_on_a_full_disk_leaves_the_scores_before(trained: Path, place: Path):
