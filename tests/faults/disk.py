@@ -14,6 +14,7 @@ from aqnet.run_directory import RunDirectory
 from tests.faults.configs import command
 
 SIZE = 2**26
+TRIED = "AQNET_FAULTS_TRIED"  # names a file that gets a line for each command put in trouble
 
 
 @contextlib.contextmanager
@@ -94,6 +95,9 @@ def check(
         for error in first:
             place = error.filename if isinstance(error, OSError) else str(error)
             assert str(place) in errors[0], f"{errors[0]}, but the first was {error}"
+    if tried := os.environ.get(TRIED):
+        with Path(tried).open("a") as file:
+            file.write(f"{' '.join(arguments)}\n")
     return "refused" if status == 2 else "enough room"
 
 

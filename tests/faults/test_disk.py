@@ -79,6 +79,7 @@ def test_a_status_that_cannot_be_written_does_not_hide_why_a_run_failed(
             RunDirectory(tmp_path).failed()
             raise
 
+    monkeypatch.delenv(disk.TRIED, raising=False)  # there is no disk here
     monkeypatch.setattr(RunDirectory, "status", full)
     assert disk.check(run, [], contextlib.nullcontext()) == "refused"
 

@@ -1,5 +1,12 @@
 """The table of docs/reliability.md is written part by part."""
 
+import contextlib
+from pathlib import Path
+
+import pytest
+
+from tests.faults import __main__ as faults
+from tests.faults import disk
 from tests.faults.__main__ import BEGIN, DOCS, END, PARTS, Row, merged
 
 
@@ -25,3 +32,17 @@ def test_the_docs_table_is_one_that_it_can_write_again() -> None:
     assert lines and all(line.split()[1] in PARTS for line in lines)
     unwanted = next(part for part in PARTS if not any(f"| {part} |" in line for line in lines))
     assert merged(table, unwanted, [], "") == table
+
+
+def test_the_cases_of_a_full_disk_are_the_commands_that_were_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tested(fault: str, *names: str, **counts: str) -> Row:
+        for free in (0, 10**9):
+            disk.check(lambda: None, ["train"], disk.full(tmp_path, free))
+        return Row(fault, 7, "as promised")
+
+    monkeypatch.setenv(disk.TRIED, str(tmp_path / "tried"))
+    monkeypatch.setattr(faults, "tested", tested)
+    monkeypatch.setattr(disk, "full", lambda folder, free: contextlib.nullcontext())
+    assert faults.disks(30, tmp_path).cases == 2
