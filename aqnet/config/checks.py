@@ -109,8 +109,10 @@ def _wrong_data(data: Data) -> Iterator[str]:
         if name not in ("elevation", "population"):
             yield f"data.static_files.{name}: known are elevation and population"
     named = {name for source in data.sources for name in source.names}
+    # from which the humidity of --weather's files may come
+    humid = ("temp", "dewpoint") if "rh" in data.weather else ()
     for name in data.units:
-        if name not in (*data.variables, *data.stored, *named):
+        if name not in (*data.variables, *data.stored, *named, *humid):
             yield f"data.units.{name}: no such variable in data.variables, weather and targets"
     if abs(data.utc_offset) > 14:
         yield f"data.utc_offset is in hours east of UTC, at most 14, found {data.utc_offset}"

@@ -172,7 +172,7 @@ class ForecastFiles:
         inside = self._held[file.path][name]
         where = f"{file.path}: variable {inside!r}"
         file.layout(inside, timed=True)
-        found = units.conversion(name, file.unit(inside), where)
+        found = units.conversion(name, self._unit(file, name), where)
         if found.unit == units.MIXING_RATIO:
             raise units.no_density(where)
         if self.units.setdefault(name, found.unit) != found.unit:
@@ -181,10 +181,16 @@ class ForecastFiles:
             )
         return found
 
+    def _unit(self, file: SourceFile, name: str) -> str | None:
+        """The file's own unit; that of `data.units`, which is said of the sources, only where the
+        file has none that can be read, as other systems give other units."""
+        own, ours = file.unit(self._held[file.path][name]), self._data.units.get(name)
+        return own if ours is None or units.readable(name, own) else ours
+
     def _field(self, file: SourceFile, name: str, row: int) -> NDArray[np.float64]:
         convert, inside = self._conversion(file, name), self._held[file.path][name]
         rows = slice(row, row + 1)
         values, _ = limits.without_codes(file.read(inside, rows), self._data.missing_values)
         origin, hours = f"{file.path}: variable {inside!r}", file.times.valid[rows]
-        limits.refuse(values, name, convert, origin, file.unit(inside), hours, _LOWEST)
+        limits.refuse(values, name, convert, origin, self._unit(file, name), hours, _LOWEST)
         return np.asarray(values[0], np.float64) * convert.factor + convert.offset

@@ -110,6 +110,15 @@ def conversion(name: str, found: str | None, origin: str) -> Conversion:
     )
 
 
+def readable(name: str, found: str | None) -> bool:
+    """Whether a unit, as a file spells it, is one that a variable can be converted from."""
+    try:
+        conversion(name, found, "")
+    except AqnetError:
+        return False
+    return True
+
+
 def _mixing_ratio(name: str, text: str) -> float | None:
     """The factor to kg kg-1; None where the unit is no mixing ratio, or one by volume of what is no
     gas."""

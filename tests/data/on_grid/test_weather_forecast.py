@@ -148,6 +148,17 @@ def test_humidity_comes_from_temperature_and_dew_point(folder, tmp_path):
     assert relative_humidity(np.array(280.0), np.array(280.0)) == 100.0
 
 
+def test_data_units_holds_for_files_without_units_and_for_the_dew_point(folder, tmp_path):
+    fields = {"t2m": constant(20), "d2m": constant(10)}
+    path = cams(tmp_path / "a.nc", START, [3], fields, "")
+    with pytest.raises(AqnetError, match=r"'t2m' has no units.*set data\.units\.temp"):
+        forecast([path], settings(folder, "rh"))
+    known = settings(folder, "rh", "temp", units={"temp": "degC", "dewpoint": "degC"})
+    humidity, temperature = forecast([path], known).weather_at(START, START + 3)
+    np.testing.assert_allclose(humidity, 100 * 12.27 / 23.37, rtol=2e-3)
+    np.testing.assert_allclose(temperature, 293.15)
+
+
 def test_fields_are_averaged_over_the_models_cells_and_keep_their_place(folder, tmp_path):
     """The model's cells are 15 x 16.7 degrees; the files run from north to south."""
     plane = LAT[:, None] + 0.5 * LON + np.zeros((len(LAT), len(LON))) + 200

@@ -102,6 +102,26 @@ def test_what_cannot_be_scored_is_refused(
         ForecastFiles(path, config(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("own", "factor"),
+    [
+        ("", 1e3),  # data.units says it
+        ("what", 1e3),
+        ("kg m-3", 1e9),  # another system than the sources, for which data.units speaks
+    ],
+)
+def test_data_units_says_the_unit_of_files_that_give_none_that_can_be_read(
+    tmp_path: Path, own: str, factor: float
+):
+    dims = {"time": np.array([float(START)]), "latitude": LAT, "longitude": LON}
+    path = write(tmp_path / "f.nc", dims, {"pm2p5": np.full((1, 3, 2), 2e-8)}, pm2p5=own)
+    files = ForecastFiles(path, config(tmp_path, units={"pm25": "mg m-3"}))
+    np.testing.assert_allclose(files.read(START - 3, (3,))[0, 1], 2e-8 * factor, rtol=1e-6)
+    if own != "kg m-3":
+        with pytest.raises(AqnetError, match=r"set data\.units\.pm25"):
+            ForecastFiles(path, config(tmp_path))
+
+
 def test_a_time_in_two_files_is_refused(tmp_path: Path):
     dims = {"time": np.array([float(START)]), "latitude": LAT, "longitude": LON}
     for name in "ab":
