@@ -156,14 +156,16 @@ def reader_at(
     data, source = trained.config.data, options.source
     if source is not None:
         layout = Layout.of_checkpoint(trained.loaded) or Layout.of(stores_of(trained)[0])
-        fields: Fields = analysis.Analysis(source, trained.config, layout)
+        weather = weather_of(options, trained, layout)
+        own = weather in ("analysed", "persisted")
+        fields: Fields = analysis.Analysis(source, trained.config, layout, own)
     else:
         years = years_of(hours, data.history_hours)
         helpful = years_of(hours, (*data.lead_times, *(-24 * days for days in data.recent_days)))
         known = {year for year in helpful if (Path(data.stores) / f"{year}.zarr").exists()}
         stores = stores_of(trained, sorted(years | known))
         layout, fields = Layout.of(stores[0]), TimeIndex(stores)
-    weather = weather_of(options, trained, layout)
+        weather = weather_of(options, trained, layout)
     reader = ItemReader(trained.config, trained.statistics, layout, fields, weather)
     if len(reader.known(hours)) == 0:
         reader.check(hours[:1])

@@ -13,10 +13,11 @@ import xarray
 import evaluate
 import train
 from aqnet import config as configs
-from aqnet.batch import Forecast
+from aqnet.batch import Forecast, Statistics
 from aqnet.checkpoint import files as checkpoint_files
 from aqnet.checkpoint.files import Loaded
 from aqnet.config import Config
+from aqnet.data.prepare.run import prepare
 from aqnet.data.stores.layout import Layout
 from aqnet.data.stores.record import open_stores
 from aqnet.errors import AqnetError
@@ -24,24 +25,27 @@ from aqnet.evaluation.forecasts import zarr_files
 from aqnet.evaluation.options import command_line
 from aqnet.grid import Grid
 from aqnet.run_directory import RunDirectory
+from tests.data.source_writers import CONFIG, fields, hours, write_zarr
 from tests.data.test_dataset import STATISTICS, normalised
 from tests.data.worlds import config, grid, hour, write_both
 
 
-def trained(folder: Path, settings: Config, layout: bool = True) -> evaluate.Trained:
+def trained(
+    folder: Path, settings: Config, layout: bool = True, statistics: Statistics = STATISTICS
+) -> evaluate.Trained:
     """A checkpoint without weights that was trained on the stores of `settings`."""
     kept = Layout.of(open_stores(settings)[0])
     state = {
         "global_step": 1,
         "config": configs.to_dict(settings),
-        "statistics": STATISTICS.to_dict(),
+        "statistics": statistics.to_dict(),
         "data_checksums": {},
     }
     tensors = kept.tensors() if layout else {"grid": kept.tensors()["grid"]}
     path = folder / "step_00000001"
     checkpoint_files.write(path, {"model": {}, **tensors}, {}, {**state, **kept.words()})
     loaded: Loaded = checkpoint_files.read(path)
-    return evaluate.Trained(loaded, settings, STATISTICS)
+    return evaluate.Trained(loaded, settings, statistics)
 
 
 def test_a_forecast_needs_only_the_stores_of_its_hours(tmp_path: Path):
@@ -104,6 +108,41 @@ def test_a_forecast_made_again_without_pictures_leaves_no_older_ones(
     options = ["--output", str(output), "--forecast", "2015-12-30T08", "--no-pictures"]
     evaluate.forecast_only(command_line().parse_args(options), checkpoint, device)
     assert {path.name for path in output.iterdir()} == {f"{hour_alone}.zarr", other}
+
+
+@pytest.mark.parametrize("given", [["analysed"], ["persisted"], ["none"], []])
+def test_source_files_give_weather_that_is_no_other_input_as_stores_do(
+    tmp_path: Path, given: list[str]
+):
+    for year in (2013, 2014, 2015):
+        values = fields(100, year)
+        values["no2"] = values["pm25"] + 1  # weather to come alone
+        write_zarr(tmp_path / f"{year}.zarr", hours(year, 100), values)
+    data: dict[str, Any] = {"sources": [{"path": f"{tmp_path}/*.zarr"}], "weather": ["no2"]}
+    data |= {"stores": str(tmp_path / "stores"), "weather_hours": [6, 12]}
+    tree: Any = {**CONFIG, "data": CONFIG["data"] | data}  # type: ignore[operator]
+    settings = configs.from_dict(tree, "here")
+    prepare(settings)
+    names = "pm25", "o3", "lat2d", "lon2d", "elevation", "no2"
+    numbers = Statistics(names, (0.0,) * len(names), (1.0,) * len(names))
+    checkpoint, time = trained(tmp_path, settings, statistics=numbers), int(hours(2014)[50])
+
+    def inputs(*options: str) -> torch.Tensor:
+        start = ["--output", "there", "--forecast", "2014-01-03T02", *options]
+        parsed = command_line().parse_args([*start, *(["--weather", *given] if given else [])])
+        return evaluate.reader_at(np.array([time]), parsed, checkpoint).item(time).fields
+
+    stored = inputs()
+    to_come = [row for row, channel in enumerate(settings.input_channels) if channel.to_come]
+    assert torch.equal(
+        inputs("--source", f"{tmp_path}/*.zarr").nan_to_num(-9), stored.nan_to_num(-9)
+    )
+    assert bool(stored[to_come].isfinite().any()) == (given in (["analysed"], ["persisted"]))
+    if given in ([], ["none"]):  # the files need not hold it
+        values = {name: fields(100, 2014)[name] for name in ("pm25", "o3")}
+        write_zarr(tmp_path / "bare/2014.zarr", hours(2014, 100), values)
+        bare = inputs("--source", f"{tmp_path}/bare/*.zarr")
+        assert torch.equal(bare.nan_to_num(-9), stored.nan_to_num(-9))
 
 
 @pytest.mark.parametrize("text", ["2016-01-02/2016-01-01", "2016-01-01/soon", "2016-01-01/"])

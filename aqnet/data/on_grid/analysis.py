@@ -25,9 +25,13 @@ class Analysis:
         hours: those of the files, since 1970 UTC.
     """
 
-    def __init__(self, path: str, config: Config, layout: Layout) -> None:
-        """`path`: files as `data.sources[].path` names them, in the layout of the config's source.
+    def __init__(self, path: str, config: Config, layout: Layout, weather: bool = False) -> None:
+        """Find the files, and those of their fields that are read.
 
+        Args:
+            path: files as `data.sources[].path` names them, in the layout of the config's source.
+            weather: whether their own weather is given as that to come, so that those of
+                `data.weather` that are no other input are read as well.
         Raises:
             AqnetError: the files cannot be read, or their grid is not the layout's.
         """
@@ -43,7 +47,8 @@ class Analysis:
         self._view = open_sources(replace(data, sources=sources), write=False)
         self._grid = ModelGrid(config, self._view)
         self._channels = layout.channels
-        self._inputs = [name for name in data.variables if name not in STATIC_VARIABLES]
+        given = (*data.variables, *data.weather) if weather else data.variables
+        self._read = [name for name in dict.fromkeys(given) if name not in STATIC_VARIABLES]
         self.hours = self._view.times
         ours, theirs = layout.grid, self._grid
         if not same_place(ours.lat.numpy(), ours.lon.numpy(), theirs.lat, theirs.lon):
@@ -56,7 +61,7 @@ class Analysis:
     def read(self, hour: int, kind: Kind) -> NDArray[np.float32] | None:
         """Fields [C, H, W] of one hour in physical units, NaN = missing; None where there is none.
 
-        Channels that are not in `data.variables` are NaN.
+        Channels that are not asked for (see `__init__`) are NaN.
 
         Raises:
             AqnetError: names all variables that the file of that hour lacks.
@@ -85,11 +90,11 @@ class Analysis:
     def _block(self, rows: slice, kind: Kind) -> NDArray[np.float32]:
         """Fields of some rows of `hours`, [n, C, H, W]."""
         names = self._channels[kind]
-        needed = [name for name in names if name in self._inputs]
+        needed = [name for name in names if name in self._read]
         shape = rows.stop - rows.start, len(names), *self._grid.lat.shape
         fields = np.full(shape, np.nan, np.float32)
         if needed:
-            self._view.check_variables(self._inputs, rows)  # those of the other kind too, at once
+            self._view.check_variables(self._read, rows)  # those of the other kind too, at once
             places = [names.index(name) for name in needed]
             fields[:, places] = self._grid.read(needed, rows)
         return fields

@@ -56,7 +56,9 @@ def test_an_analysis_reads_what_the_stores_hold(config: configs.Config):
     weather, stored = found.read(hour, "weather"), index.read(hour, "weather")
     assert weather is not None and stored is not None
     np.testing.assert_array_equal(weather[0], stored[0])
-    assert np.isnan(weather[1]).all()  # it is read after the input time alone
+    assert np.isnan(weather[1]).all()  # files need not hold it where other weather is given
+    with_weather = Analysis(config.data.sources[0].path, config, layout, weather=True)
+    np.testing.assert_array_equal(with_weather.read(hour, "weather"), stored)
     assert found.read(hour - 100, "air") is None
     for at in (hour, int(hours(2014, COUNT)[30]), int(hours(2014, COUNT)[3])):
         ours, theirs = found.recent(at, (1, 2)), index.recent(at, (1, 2))
