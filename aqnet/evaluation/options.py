@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
+from aqnet.config import Config
 from aqnet.errors import AqnetError, at_least
 
 
@@ -83,7 +84,7 @@ def check(options: argparse.Namespace, stored: Sequence[str]) -> None:
     if options.source and not options.forecast:
         raise AqnetError("--source needs --forecast TIME; a split is scored on the stores")
     # argparse gives the key=value at the end of the line to the files before it
-    after = [text for text in options.weather if "=" in text and not Path(text).exists()]
+    after = [text for text in options.weather if _is_override(text)]
     options.weather = [text for text in options.weather if text not in after]
     options.overrides = [*options.overrides, *after]
     if len(options.weather) > 1 and set(options.weather) & set(stored):
@@ -93,3 +94,11 @@ def check(options: argparse.Namespace, stored: Sequence[str]) -> None:
     names = [text.partition("=")[0] for text in options.forecast_file]
     if len(set(names)) < len(names):
         raise AqnetError(f"--forecast-file: {', '.join(names)}: each needs a NAME of its own")
+
+
+def _is_override(text: str) -> bool:
+    """Whether a text begins with a key of a config and '=': `data.units={}` is an override,
+    `date=2026/*.nc` and `in/data=1.nc` are files."""
+    key, equals, _ = text.partition("=")
+    known = (field.name for field in dataclasses.fields(Config))
+    return bool(equals) and key.partition(".")[0] in known
