@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from aqnet.config import Config, Model
 from aqnet.grid import Grid, wrapped
 from aqnet.model.tokens.embedding import patch_pixels
-from aqnet.model.tokens.positions import Patches, middle_longitude
+from aqnet.model.tokens.positions import Patches, middle_longitude, unbroken
 from aqnet.trajectories import EARTH_RADIUS, Trajectories, sample
 
 THOUSAND_KM = 1e6  # m
@@ -43,6 +43,8 @@ class Transport(nn.Module):
     speed: Tensor
     turn: Tensor
     ground: Tensor
+    parallel: Tensor
+    rounds: Tensor | None
     position: Tensor
     tokens: Tensor
     rank: Tensor
@@ -64,10 +66,17 @@ class Transport(nn.Module):
         moved_change = moves_fields(model) and model.predict == "change"
         rho = torch.zeros(len(lead_times), len(config.data.targets))
         self.rho = nn.Parameter(rho) if moved_change else None
-        centre = patches.lat[patches.domain], middle_longitude(patches.lon[patches.domain])
-        position = _on_ground(patches.lat[tokens], patches.lon[tokens], *centre)
+        domain_lat, centre_lon = patches.lat[patches.domain], middle_longitude(patches)
+        centre_lat = (domain_lat.min() + domain_lat.max()) / 2
+        east = wrapped(patches.lon[tokens] - centre_lon)
+        position = _on_ground(patches.lat[tokens], east, centre_lat)
+        lat, east = grid.lat.double(), wrapped(grid.lon.double() - centre_lon)
+        # the map may be cut between two columns; what is interpolated must not jump there
+        rounds = ((unbroken(east) - east) / 360.0).round()
         buffers = {
-            "ground": _on_ground(grid.lat.double(), grid.lon.double(), *centre),
+            "ground": _on_ground(lat, unbroken(east), centre_lat),
+            "parallel": _on_ground(lat, torch.full_like(lat, 360.0), lat),
+            "rounds": rounds if bool(rounds.any()) else None,
             "position": position.T,
             "tokens": tokens,
             "rank": torch.tensor(lead_times).argsort().argsort(),
@@ -105,8 +114,9 @@ class Transport(nn.Module):
 
     def _displacement(self, points: Tensor) -> Tensor:
         """Mean over the cells of each token of points [B, K, 2, H, W]; shape [B, L, K, 2]."""
-        ground = self.ground.to(points.dtype)
-        there = sample(ground.expand(points.shape[0], -1, -1, -1), points) - ground
+        there = _change(self.ground, points)
+        if self.rounds is not None:
+            there = there - self.rounds.to(points.dtype) * _change(self.parallel, points)
         there = there.index_select(1, self.rank.argsort())
         return self._by_token(there.flatten(1, 2)).mean(dim=3).unflatten(2, (-1, 2))
 
@@ -128,8 +138,14 @@ def along_wind(model: Model) -> bool:
     return model.transport in ("wind", "attention")
 
 
-def _on_ground(lat: Tensor, lon: Tensor, domain_lat: Tensor, centre_lon: Tensor) -> Tensor:
-    """East and north of the domain's centre [1,000 km], along parallels, shape [2, ...]."""
-    centre_lat = (domain_lat.min() + domain_lat.max()) / 2
-    x = torch.deg2rad(lat).cos() * torch.deg2rad(wrapped(lon - centre_lon))
+def _change(field: Tensor, points: Tensor) -> Tensor:
+    """What a field [C, H, W] has more at points [B, K, 2, H, W] than in their cells."""
+    field = field.to(points.dtype)
+    return sample(field.expand(points.shape[0], -1, -1, -1), points) - field
+
+
+def _on_ground(lat: Tensor, east: Tensor, centre_lat: Tensor) -> Tensor:
+    """East and north of the domain's centre [1,000 km], along parallels, shape [2, ...], of cells
+    `east` degrees from it."""
+    x = torch.deg2rad(lat).cos() * torch.deg2rad(east)
     return torch.stack([x, torch.deg2rad(lat - centre_lat)]) * (EARTH_RADIUS / THOUSAND_KM)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aqnet.errors import AqnetError
-from aqnet.grid import Grid, wrapped
+from aqnet.grid import Grid, continuous, wrapped
 
 METRES_PER_KM = 1000.0
 
@@ -56,12 +56,9 @@ def fraction_features(fraction: Tensor, dim: int) -> Tensor:
     return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
 
-def middle_longitude(lon: Tensor) -> Tensor:
-    """Opposite of the middle of the widest gap, so that the 180th meridian is no edge."""
-    ordered = torch.remainder(lon, 360.0).unique()
-    following = torch.cat([ordered[1:], ordered[:1] + 360.0])
-    widest = (following - ordered).argmax()
-    return (ordered[widest] + following[widest]) / 2 + 180.0
+def unbroken(lon: Tensor) -> Tensor:
+    """Longitudes [H, W] without jumps of 360 degrees from column to column and row to row."""
+    return torch.from_numpy(continuous(lon.numpy()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +90,7 @@ def patches_of(grid: Grid, patch: int) -> Patches:
     if not bool(grid.mask.any()):
         raise AqnetError("the domain mask has no valid cell: nothing to forecast; check the mask")
     first = grid.lon.reshape(-1)[0]
-    offset = wrapped(grid.lon.double() - first)
+    offset = unbroken(wrapped(grid.lon.double() - first))
     lat, offset = (_extended(field.double(), patch) for field in (grid.lat, offset))
     mask = _padded(grid.mask, patch, False)
     height, width = mask.shape[0] // patch, mask.shape[1] // patch
@@ -111,6 +108,26 @@ def patches_of(grid: Grid, patch: int) -> Patches:
         mask=mask,
         domain=inside.amax(dim=1) > 0,
     )
+
+
+def middle_longitude(patches: Patches) -> Tensor:
+    """Opposite of the middle of the domain's widest gap, so that the 180th meridian is no edge.
+
+    A gap at the edge of the stored columns is taken where none is wider by more than a patch: a
+    grid around the globe is cut where its columns end, and nowhere inside.
+    """
+    ordered = torch.remainder(patches.lon[patches.domain], 360.0).unique()
+    following = torch.cat([ordered[1:], ordered[:1] + 360.0])
+    gaps = following - ordered
+    row = patches.lon.view(patches.shape)[0]
+    steps = wrapped(row.diff())
+    west, east = (row[0], row[-1]) if steps.sum() >= 0 else (row[-1], row[0])
+    between = torch.remainder(east + torch.remainder(west - east, 360.0) / 2, 360.0)
+    at_edge = torch.searchsorted(ordered, between) - 1  # -1 is the gap across 0 degrees, the last
+    widest = gaps.argmax()
+    if gaps[widest] <= gaps[at_edge] + max(steps.abs().tolist(), default=0.0):
+        widest = at_edge
+    return (ordered[widest] + following[widest]) / 2 + 180.0
 
 
 def _padded(field: Tensor, patch: int, value: float) -> Tensor:

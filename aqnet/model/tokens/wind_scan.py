@@ -148,7 +148,7 @@ def ground_coordinates(patches: Patches, region: Tensor | None = None) -> tuple[
     x = R cos(lat) (lon - lon_c), y = R (lat - lat_c); c is the middle of the patches' range over
     the domain or, with `region` [h * w], over a patch's region. Nothing is periodic.
     """
-    longitude = wrapped(patches.lon - middle_longitude(patches.lon[patches.domain]))
+    longitude = wrapped(patches.lon - middle_longitude(patches))
     if region is None:
         inside = patches.domain
         centre_lon = (longitude[inside].min() + longitude[inside].max()) / 2
