@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from aqnet.files import write_beside
 
 Values = NDArray[np.float64]
 
+UNKNOWN = "not known"
+
 
 class Daily(NamedTuple):
     """Sums over the pairs of each day of input times.
@@ -29,6 +32,8 @@ class Daily(NamedTuple):
             [D, F, K, T, R]; weights: the sums of the cells' weights, the same shape.
         crps: sums of the first forecast's CRPS in the target's unit, times weights, shape
             [D, K, T, R]; None without quantiles.
+        weather: to come, that the first forecast was given, shape []; empty where it takes none;
+            None in files from before it was kept.
     """
 
     forecasts: NDArray[np.str_]
@@ -40,10 +45,17 @@ class Daily(NamedTuple):
     errors: Values
     weights: Values
     crps: Values | None = None
+    weather: NDArray[np.str_] | None = None
+
+    @property
+    def given(self) -> str | None:
+        """The weather to come that the first forecast was given, as results name it: None where it
+        takes none, `UNKNOWN` where the file does not say."""
+        return UNKNOWN if self.weather is None else str(self.weather) or None
 
 
-def of(scorer: Scorer) -> Daily:
-    """The sums of a scorer that has scored something."""
+def of(scorer: Scorer, weather: str | None = None) -> Daily:
+    """The sums of a scorer that has scored something, whose model was given `weather` to come."""
     data = scorer.config.data
     days = np.arange(min(scorer.days), max(scorer.days) + 1)
     none = np.zeros((*scorer.totals.shape[:4], 2))
@@ -58,6 +70,7 @@ def of(scorer: Scorer) -> Daily:
         sums[..., 0],
         sums[..., 1],
         None if scorer.odds is None else scorer.odds.crps_by_day(days.tolist()),
+        np.array(weather or ""),
     )
 
 
@@ -76,11 +89,17 @@ def read(path: Path) -> Daily:
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            return Daily(**{name: file[name] for name in file.files})
+            found = Daily(**{name: file[name] for name in file.files})
     except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise AqnetError(
             f"{path}: cannot read the sums per day: {error}; evaluate.py writes them"
         ) from None
+    if found.weather is None:  # older files leave it to metrics.json
+        beside = path.with_name("metrics.json")
+        known = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else {}
+        if "weather" in known:
+            found = found._replace(weather=np.array(known["weather"] or ""))
+    return found
 
 
 def other_pairs(first: Daily, second: Daily) -> str | None:

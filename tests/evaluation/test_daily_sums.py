@@ -19,6 +19,21 @@ def test_what_is_written_is_read(tmp_path: Path):
     assert all(np.array_equal(a, b) for a, b in zip(written, read, strict=True))
 
 
+def test_the_weather_to_come_is_kept_and_of_older_files_taken_from_metrics_json(tmp_path: Path):
+    one = np.ones((1, 1, 1, 1, 1, 1))[0]
+    names = np.array(["aqnet"]), np.array(["o3"]), np.array([12]), np.array(["all"])
+    written = daily_sums.Daily(*names, np.array([24]), np.array([1]), one, one)
+    path = tmp_path / "days.npz"
+    for weather, given in (("persisted", "persisted"), ("", None)):
+        daily_sums.write(path, written._replace(weather=np.array(weather)))
+        assert daily_sums.read(path).given == given
+    daily_sums.write(path, written)
+    assert daily_sums.read(path).given == daily_sums.UNKNOWN
+    for text, given in (('{"weather": "none"}', "none"), ('{"weather": null}', None)):
+        (tmp_path / "metrics.json").write_text(text)
+        assert daily_sums.read(path).given == given
+
+
 @pytest.mark.parametrize("content", [None, b"", b"no sums"])
 def test_other_files_are_refused_by_name(tmp_path: Path, content: bytes | None):
     path = tmp_path / "days.npz"

@@ -73,6 +73,7 @@ def given(weather: str | None) -> str:
         "analysed": "given analysed weather to come, an upper bound",
         "persisted": "given the input time's weather, held",
         "none": "without weather to come",
+        "not known": "weather to come not known",
     }
     return "" if weather is None else known.get(weather, f"given weather forecasts, {weather}")
 

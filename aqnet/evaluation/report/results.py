@@ -127,7 +127,7 @@ def write(
         "notes": list(NOTES),
     }
     table.write(output, known, rows)
-    daily_sums.write(output / "days.npz", daily_sums.of(scorer))
+    daily_sums.write(output / "days.npz", daily_sums.of(scorer, weather))
     promises = given(weather, table.reliability(scorer))
     if scorer.odds is not None:
         table.write_csv(output / "reliability.csv", promises)

@@ -29,7 +29,7 @@ from aqnet.config import Config
 from aqnet.errors import AqnetError
 from aqnet.evaluation import daily_sums
 from aqnet.evaluation.daily_sums import Daily
-from aqnet.evaluation.report import table
+from aqnet.evaluation.report import page, table
 
 BASE = "base"
 SCRIPTS = Path(aqnet.__file__).resolve().parents[1]  # train.py and evaluate.py are there
@@ -132,7 +132,7 @@ def keep(done: Done, run: Run) -> None:
     """Read a scored run.
 
     Raises:
-        AqnetError: it was scored over other pairs than those before.
+        AqnetError: it was scored over other pairs, or given other weather, than those before.
     """
     sums = daily_sums.read(run.sums)
     for other in (other for seeds in done.values() for other in seeds.values()):
@@ -141,6 +141,11 @@ def keep(done: Done, run: Run) -> None:
             raise AqnetError(
                 f"{run.sums.parent}: was scored over other {what} than the runs before; remove "
                 "the `evaluation` folders of all runs, and give the same --max-samples from then on"
+            )
+        if other.given != sums.given:
+            raise AqnetError(
+                f"{run.sums.parent}: weather to come {sums.given!r}, of the runs before "
+                f"{other.given!r}; remove the `evaluation` folders of all runs"
             )
     done.setdefault(run.name, {})[run.seed] = sums
 
@@ -229,7 +234,13 @@ def scores(done: Done) -> str:
         logs = np.mean([_log_ratio(sums).mean(-1) for sums in seeds.values()], axis=0)
         values = "".join(f"{np.exp(value):8.3f}" for value in (*logs, logs.mean()))
         lines.append(f"{name:24s}{len(seeds):6d}{values}")
-    return "\n".join(lines)
+    weather = _weather(done)
+    return "\n".join(lines if weather is None else [f"aqnet {page.given(weather)}:", *lines])
+
+
+def _weather(done: Done) -> str | None:
+    """The weather to come that all runs were given."""
+    return next(iter(next(iter(done.values())).values())).given
 
 
 def _log_ratio(sums: Daily) -> daily_sums.Values:
@@ -256,6 +267,7 @@ def differences(done: Done) -> list[dict[str, Any]]:
             row = {"variant": name, "pollutant": key, "lead_time_hours": first.lead_times[lead]}
             row |= {"rmse_change_percent": change[lead, target]}
             row |= {"low": low[lead, target], "high": high[lead, target]}
+            row |= {} if first.given is None else {"weather": first.given}
             row |= {f"seed{seed}": each[number, lead, target] for number, seed in enumerate(seeds)}
             rows.append(row)
     return rows
@@ -263,8 +275,10 @@ def differences(done: Done) -> list[dict[str, Any]]:
 
 def verdicts(rows: list[dict[str, Any]]) -> str:
     """The rows over all targets in words."""
+    weather = rows[0].get("weather") if rows else None
     lines = [
-        "Change of RMSE against the base, geometric mean over the pollutants, with a paired 95 % "
+        f"{page.titled('Change of RMSE', weather)} against the base, "
+        "geometric mean over the pollutants, with a paired 95 % "
         "interval (bootstrap of seeds and of blocks of 10 days; of three seeds it is about their "
         "range, which leaves out 0 in one case of four though nothing differs):"
     ]

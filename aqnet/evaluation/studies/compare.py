@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ LEVEL = 0.05  # of significance
 def run(first: Path, second: Path, output: Path) -> None:
     """Compare two scored runs in `output`/compare.csv and on the terminal."""
     rows = compare(first, second)
-    weather = [_weather(path) for path in (first, second)]
+    weather = [daily_sums.read(_file(path)).given for path in (first, second)]
     if any(weather):
         rows = [{**row, "weather_a": weather[0], "weather_b": weather[1]} for row in rows]
     output.mkdir(parents=True, exist_ok=True)
@@ -33,7 +32,11 @@ def run(first: Path, second: Path, output: Path) -> None:
         for name, path, given in zip("AB", (first, second), weather, strict=True)
     ]
     if weather[0] != weather[1]:
-        names.append("A and B were not given the same weather to come: this compares that as well")
+        names.append(
+            "whether A and B were given the same weather to come is not known: score them again"
+            if daily_sums.UNKNOWN in weather
+            else "A and B were not given the same weather to come: this compares that as well"
+        )
     print(*names, text(rows), f"written: {output / 'compare.csv'}", sep="\n", flush=True)
 
 
@@ -166,15 +169,6 @@ def text(rows: list[dict[str, Any]]) -> str:
         "Chance is that of the weather: another seed of the same settings may differ as much."
     )
     return "\n".join(lines)
-
-
-def _weather(path: Path) -> str | None:
-    """The weather to come that a scored run was given, None for a model that takes none."""
-    metrics_file = _file(path).with_name("metrics.json")
-    if not metrics_file.exists():
-        return None
-    found = json.loads(metrics_file.read_text(encoding="utf-8")).get("weather")
-    return None if found is None else str(found)
 
 
 def _line(row: dict[str, Any], scores: tuple[str, str], gap: str, prefix: str) -> str:

@@ -140,6 +140,26 @@ def test_verdict_is_given_only_where_there_is_an_interval():
         assert text.count(said) == 3, text
 
 
+def test_tables_and_verdicts_say_which_weather_to_come_all_runs_were_given(tmp_path: Path):
+    def given(seed: int, weather: str) -> daily_sums.Daily:
+        return sums(seed)._replace(weather=np.array(weather))
+
+    done = {name: {0: given(0, "analysed")} for name in ("base", "raster")}
+    rows = ablation.differences(done)
+    words = "given analysed weather to come, an upper bound"
+    assert words in ablation.scores(done) and words in ablation.verdicts(rows)
+    assert {row["weather"] for row in rows} == {"analysed"}
+    plain = {name: {0: given(0, "")} for name in ("base", "raster")}
+    rows = ablation.differences(plain)
+    assert "weather" not in ablation.scores(plain) + ablation.verdicts(rows)
+    config = replace(configs.load(SHIPPED[0]), run_dir=str(tmp_path))
+    run_of = ablation.Run("other", 0, SHIPPED[0], config)
+    run_of.sums.parent.mkdir()
+    daily_sums.write(run_of.sums, given(0, "none"))
+    with pytest.raises(AqnetError, match="weather to come 'none', of the runs before 'analysed'"):
+        ablation.keep(done, run_of)
+
+
 @pytest.mark.parametrize("option", ["--seeds", "--at-once", "--max-samples"])
 def test_no_runs_or_samples_at_all_are_refused(option: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("sys.argv", ["ablation", "--output", "out", option, "0"])

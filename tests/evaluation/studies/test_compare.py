@@ -130,3 +130,15 @@ def test_runs_over_other_times_or_pairs_are_refused(tmp_path: Path):
         compare.compare(first, names)
     with pytest.raises(AqnetError, match=r"days\.npz: cannot read"):
         compare.compare(first, tmp_path / "never")
+
+
+def test_weather_that_a_scored_run_does_not_name_is_called_not_known(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    older = written(tmp_path / "a", made(0.0))
+    newer = written(tmp_path / "b", made(0.5, weather=np.array("analysed")))
+    compare.run(older, newer, tmp_path / "out")
+    said = capsys.readouterr().out
+    assert f"A: {older} (weather to come not known)" in said
+    assert "whether A and B were given the same weather to come is not known" in said
+    assert ",not known,analysed" in (tmp_path / "out/compare.csv").read_text()
