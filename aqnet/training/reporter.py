@@ -78,6 +78,8 @@ class Reporter:
     def maps(self, step: int, forecast: Tensor, examples: Examples) -> None:
         """Draw `forecast` [B, K, T, H, W] of the example items beside their truth."""
         batch, data = examples.batch, self._config.data
+        # validation gives the weather of the stores, which is an upper bound
+        given = ", given analysed weather to come" if data.weather else ""
         truth = torch.where(batch.mask, batch.targets, torch.nan)
         now, ours, real = (
             physical_fields(part, data.targets, examples.statistics)
@@ -87,7 +89,7 @@ class Reporter:
             for row, target in enumerate(data.targets):
                 fields = now[item, row], ours[item, :, row], real[item, :, row]
                 about = data.lead_times, examples.units[target], examples.south_first
-                name = f"maps/{target}/{np.datetime64(time, 'h')}"
+                name = f"maps/{target}/{np.datetime64(time, 'h')}{given}"
                 self.telemetry.picture(step, name, partial(mosaic, *fields, *about))
 
     def bad_step(self, step: int, loss: float, norm: float, times: list[list[int]]) -> None:

@@ -270,10 +270,15 @@ def test_a_run_that_fails_ends_what_it_writes_first(
     assert (tmp_path / "checkpoints/latest").read_text() == "step_00000001\n"
 
 
-def test_maps_of_the_examples_are_drawn_seldom_and_reach_tensorboard(tmp_path: Path):
+@pytest.mark.parametrize("weather", [(), ("so2",)])
+def test_maps_of_the_examples_are_drawn_seldom_and_reach_tensorboard(
+    tmp_path: Path, weather: tuple[str, ...]
+):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run = run_of(settings(tmp_path, max_steps=9), [1.0] * 9)
+    config = settings(tmp_path, max_steps=9)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, weather=weather))
+    run = run_of(config, [1.0] * 9)
     numbers = Statistics(("pm25", "so2", "co"), (40.0, 5.0, 300.0), (20.0, 4.0, 100.0))
     units = dict.fromkeys(numbers.names, "ug m-3")
     examples = Examples(toy.batch_of([3, 9]), numbers, units, south_first=False)
@@ -282,7 +287,9 @@ def test_maps_of_the_examples_are_drawn_seldom_and_reach_tensorboard(tmp_path: P
     board = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"images": 0}).Reload()
     names = board.Tags()["images"]
     hours = ("1970-01-01T03", "1970-01-01T09")
-    assert set(names) == {f"maps/{name}/{hour}" for name in ("pm25", "so2", "co") for hour in hours}
+    given = ", given analysed weather to come" if weather else ""
+    pollutants = ("pm25", "so2", "co")
+    assert set(names) == {f"maps/{name}/{hour}{given}" for name in pollutants for hour in hours}
     assert [image.step for image in board.Images(names[0])] == [1, 2, 3, 4, 5, 7, 9]
 
 
