@@ -1,6 +1,7 @@
 """evaluate.py --weather: the same checkpoint scored, and forecasting, with each kind of weather."""
 
 import csv
+import html
 import json
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,10 @@ import evaluate
 from aqnet.data.stores.store import open_store
 from aqnet.data.weather import STORED
 from aqnet.errors import AqnetError
+from aqnet.evaluation import daily_sums
 from aqnet.evaluation.options import check, command_line
+from aqnet.evaluation.report import results
+from aqnet.evaluation.report.pictures import pictures
 from aqnet.evaluation.studies import compare
 from tests.conftest import SPLIT
 from tests.data.worlds import hour
@@ -84,39 +88,61 @@ def errors(found: dict[str, Any], forecast: str) -> list[float]:
 def test_a_perfect_forecast_from_files_scores_as_analysed_weather_and_other_weather_does_not(
     trained: Path, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    results = {}
+    found = {}
     for name, options in (
         ("analysed", []),
         ("none", ["--weather", "none"]),
+        ("persisted", ["--weather", "persisted"]),
         ("files", ["--weather", str(files), "data.units={}"]),  # overrides may follow
     ):
-        results[name] = scored(trained, tmp_path / name, *options)
+        found[name] = scored(trained, tmp_path / name, *options)
         said = capsys.readouterr().out
-        label = results[name]["weather"]
+        label = found[name]["weather"]
         assert label == (str(files) if name == "files" else name)
         page = (tmp_path / name / "report.html").read_text()
         words = {
             "analysed": "given analysed weather to come, an upper bound",
             "none": "without weather to come",
+            "persisted": "given the input time's weather, held",
             "files": f"given weather forecasts, {files}",
         }[name]
         assert words in said
-        assert page.count(words) > 12  # in the page's title and in those of its tables
+        assert (
+            html.unescape(page).count(words) > 12
+        )  # in the page's title and in those of its tables
         rows = list(csv.DictReader((tmp_path / name / "metrics.csv").open()))
         assert {row["weather"] for row in rows if row["forecast"] == "aqnet"} == {label}
         saved = zarr.open_group(tmp_path / name / "forecasts.zarr", mode="r")
         assert saved.attrs["weather_to_come"] == label
     assert "u, v, temp at 24 of 24 input times x hours" in said
     # to the bit, as two steps teach a model to look at the weather a little
-    analysed, none = results["analysed"], results["none"]
-    assert errors(results["files"], "aqnet") == errors(analysed, "aqnet")
+    analysed, none = found["analysed"], found["none"]
+    assert errors(found["files"], "aqnet") == errors(analysed, "aqnet")
     assert errors(none, "aqnet") != errors(analysed, "aqnet")
+    held = errors(found["persisted"], "aqnet")
+    assert held != errors(analysed, "aqnet") and held != errors(none, "aqnet")
     assert errors(none, "persistence") == errors(analysed, "persistence")
     compare.run(tmp_path / "analysed", tmp_path / "none", tmp_path / "compared")
     said = capsys.readouterr().out
     assert "not given the same weather to come" in said and "(without weather to come)" in said
     (row, *_) = csv.DictReader((tmp_path / "compared/compare.csv").open())
     assert (row["weather_a"], row["weather_b"]) == ("analysed", "none")
+
+
+def test_pictures_are_told_which_weather_was_given(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    told = []
+
+    def draw_all(folder: Path, *arguments: object) -> list[object]:
+        told.append(arguments[-1])
+        return []
+
+    monkeypatch.setattr(results, "can_draw", lambda wanted: True)
+    monkeypatch.setattr(pictures, "draw_all", draw_all)
+    scored(trained, tmp_path / "out", "--weather", "persisted")
+    assert told == ["persisted"]
+    assert daily_sums.read(tmp_path / "out/days.npz").given == "persisted"
 
 
 def once(trained: Path, output: Path, *options: str) -> np.ndarray:

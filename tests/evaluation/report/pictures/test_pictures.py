@@ -117,7 +117,9 @@ def test_example_is_in_physical_units_and_hides_truth_outside_the_mask(tmp_path:
 @pytest.mark.parametrize(
     "grid", [degrees(6, 9), rotated(5, 7), degrees(1, 4)], ids=["degrees", "rotated", "row"]
 )
-def test_every_picture_is_made(grid: Grid, tmp_path: Path):
+def test_every_picture_is_made_and_says_which_weather_was_given(
+    grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     generator = np.random.default_rng(0)
     settings = config(tmp_path)
     records = Records(settings, np.array(MEAN), np.array([160.0, 75.0]))
@@ -151,7 +153,20 @@ def test_every_picture_is_made(grid: Grid, tmp_path: Path):
     by_cell = generator.normal(0, 1, (2, 2, *grid.shape))
     folder = tmp_path / "pictures"
     given = settings, grid, records, table, [], units, shown, origin, at, by_cell, history
+    above = []
+
+    def save(figure: Figure, path: Path, text: str) -> None:
+        above.append(text)
+        real(figure, path, text)
+
+    real = pictures.save
+    monkeypatch.setattr(pictures, "save", save)
+    told = pictures.draw_all(tmp_path / "told", *given, "persisted")
+    assert set(above) == {"given the input time's weather, held"} and len(above) == len(told)
+    assert all("given the input time&#x27;s weather, held" in picture.title for picture in told)
+    above.clear()
     made = pictures.draw_all(folder, *given)
+    assert set(above) == {""}
     names = ["skill", "map_o3", "map_pm25", "air_paths", "reliability"]
     names += ["place_1_worst", "place_1_usual", "place_2_worst", "place_2_usual"]
     names += ["skill_map", "density", "training"]
