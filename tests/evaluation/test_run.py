@@ -42,7 +42,15 @@ def test_results_are_byte_equal_for_1_2_and_3_processes(trained: Path, tmp_path:
     assert pages[0] == pages[2]
     drawn = {path.stem for path in (tmp_path / "1/pictures").glob("*.png")}
     assert pages[0].count(b"data:image/png;base64,") == len(drawn)
-    assert drawn >= {"skill", "map_o3", "coverage", "quantiles", "skill_map", "place_1_worst"}
+    assert drawn >= {
+        "skill",
+        "map_o3",
+        "coverage",
+        "quantiles",
+        "skill_map",
+        "place_1_worst",
+        "air_paths",
+    }
     assert saved[0].sizes["time"] == 16 and bool(saved[0].pm25.notnull().any(("lat", "lon")).all())
     assert saved[0].identical(saved[1]) and saved[0].identical(saved[2])
 

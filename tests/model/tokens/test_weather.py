@@ -100,6 +100,21 @@ def test_with_weather_to_come_the_whole_compiles(mode: str):
     assert same(compiled(*args), model(*args))
 
 
+@pytest.mark.slow
+def test_what_is_left_out_in_training_compiles_and_differs_from_call_to_call():
+    model = model_of(more=WEATHER, drop_rate=0.0, drop_path=0.0).train()
+    model.weather.dropout = 0.5
+    args = with_weather()
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.manual_seed(0)
+    forecasts = [compiled(*args).detach() for _ in range(12)]
+    model.weather.dropout = 0.0
+    whole = model(*args).detach()
+    kept = {tuple(same(each[i], whole[i]) for i in (0, 1)) for each in forecasts}
+    assert len(kept) > 1 and all(each.isfinite().any() for each in forecasts)
+
+
 def test_a_conditioned_pass_needs_the_wind_at_its_own_lead_time():
     data: dict[str, Any] = {"weather": ["u", "v"], "weather_hours": [12, 36, 48, 96]}
     with pytest.raises(AqnetError, match=r"data\.weather_hours: 24 h"):

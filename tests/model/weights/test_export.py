@@ -111,6 +111,28 @@ def test_the_example_runs_it_alone_and_forecasts_the_same(settings: dict[str, An
     np.testing.assert_array_equal(written["lat"], grid().lat.numpy())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["joint", "conditioned"])
+def test_winds_to_come_and_means_of_days_count_as_in_the_model(mode: str, tmp_path: Path):
+    more = {"weather": ["temp", "u", "v"], "weather_hours": [48, 12, 24, 96], "recent_days": [1, 7]}
+    settings: dict[str, Any] = {"more": more, "lead_time_mode": mode}
+    names = config_of(**settings).input_variables
+    export(saved(tmp_path, **settings), tmp_path / "model.pt2")
+    fields, time, lead_time = inputs()
+    generator = torch.Generator().manual_seed(3)
+    others = torch.randn(2, len(names) - fields.shape[1], 8, 12, generator=generator)
+    fields = torch.cat([fields.float(), 0.5 * others], dim=1)
+    fields[1, 10] = torch.nan
+    numbers = Statistics(tuple(VARIABLES), MEAN, STD)
+    mean, std = (values.float().view(-1, 1, 1) for values in numbers.of(names))
+    alone = torch.export.load(tmp_path / "model.pt2").module()
+    found = alone(fields * std + mean, time, lead_time)
+    mean, std = (values.float().view(-1, 1, 1) for values in numbers.of(TARGETS))
+    own = (expected(fields, time, lead_time, **settings) * std + mean).clamp(min=0)
+    own = own.where(grid().mask, torch.nan)
+    torch.testing.assert_close(found / std, own / std, rtol=0, atol=1e-5, equal_nan=True)
+
+
 @pytest.mark.parametrize("windy", [False, True])
 def test_biased_attention_in_an_exported_file_is_the_same_in_chunks(
     windy: bool, monkeypatch: pytest.MonkeyPatch
