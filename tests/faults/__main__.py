@@ -24,7 +24,7 @@ import torch
 import yaml
 
 from tests.conftest import REPOSITORY, prepared
-from tests.faults import damage, disk, soak, stores
+from tests.faults import damage, disk, killed, soak, stores
 from tests.test_kills import assert_same_run
 from tests.test_kills import train as train_and_kill
 
@@ -48,8 +48,9 @@ class Row(NamedTuple):
     outcome: str
 
 
-def kills(tree: dict[str, Any], folder: Path, number: int) -> list[Row]:
-    """Half of the kills at 2, half at 3 processes, each against an undisturbed run."""
+def kills(tree: dict[str, Any], folder: Path, number: int, seed: int) -> list[Row]:
+    """Half of the kills at 2, half at 3 processes, each against an undisturbed run; a tenth as many
+    of torchrun, and of an evaluation."""
     rows = []
     config = folder / "kills.yaml"
     config.write_text(yaml.safe_dump(tree))
@@ -71,6 +72,11 @@ def kills(tree: dict[str, Any], folder: Path, number: int) -> list[Row]:
                 f"same bits as undisturbed ({where})",
             )
         )
+    few, same = -(-number // 10), "and the same bits as undisturbed"
+    done = killed.torchrun(config, folder, few, seed)
+    rows.append(Row("SIGKILL of `torchrun`, with 2 processes", done, f"no process left, {same}"))
+    done = killed.evaluation(folder / "torchrun_whole", folder, few, seed)
+    rows.append(Row("SIGKILL of `evaluate.py`", done, f"no results or whole ones, {same}"))
     return rows
 
 
@@ -195,7 +201,7 @@ def main() -> None:
 def rows_of(part: str, folder: Path, options: argparse.Namespace) -> list[Row]:
     match part:
         case "kills":
-            return kills(prepared(folder / "tiny"), folder, options.kills)
+            return kills(prepared(folder / "tiny"), folder, options.kills, options.seed)
         case "files":
             return files(folder, options.files, options.seed)
         case "stores":
