@@ -87,18 +87,19 @@ def read(path: Path) -> Daily:
     Raises:
         AqnetError: there is no such file, or it holds something else.
     """
+    beside = path.with_name("metrics.json")
     try:
         with np.load(path, allow_pickle=False) as file:
             found = Daily(**{name: file[name] for name in file.files})
+        if found.weather is None and beside.exists():  # older files leave it to metrics.json
+            known = json.loads(beside.read_text(encoding="utf-8"))
+            if "weather" in known:
+                found = found._replace(weather=np.array(known["weather"] or ""))
     except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise AqnetError(
-            f"{path}: cannot read the sums per day: {error}; evaluate.py writes them"
+            f"{path}: cannot read the sums per day, or {beside.name} beside it: {error}; "
+            "evaluate.py writes them"
         ) from None
-    if found.weather is None:  # older files leave it to metrics.json
-        beside = path.with_name("metrics.json")
-        known = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else {}
-        if "weather" in known:
-            found = found._replace(weather=np.array(known["weather"] or ""))
     return found
 
 

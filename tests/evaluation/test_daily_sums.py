@@ -32,6 +32,9 @@ def test_the_weather_to_come_is_kept_and_of_older_files_taken_from_metrics_json(
     for text, given in (('{"weather": "none"}', "none"), ('{"weather": null}', None)):
         (tmp_path / "metrics.json").write_text(text)
         assert daily_sums.read(path).given == given
+    (tmp_path / "metrics.json").write_text('{"weather": ')
+    with pytest.raises(AqnetError, match=r"or metrics\.json beside it"):
+        daily_sums.read(path)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no sums"])
