@@ -224,6 +224,7 @@ def stall(depth: int, saves: int) -> dict[str, float]:
     figures: dict[str, float] = {
         "parameters": float(sum(value.numel() for value in model.parameters()))
     }
+    facts = {"config": configs.to_dict(config), "statistics": {}, "data_checksums": {}}
     with tempfile.TemporaryDirectory() as name:
         checkpoints = Checkpoints(name, 1)
         begin = time.perf_counter()
@@ -233,13 +234,13 @@ def stall(depth: int, saves: int) -> dict[str, float]:
         for number in range(saves):
             plain.append(work_for(1.0))
             begin, busy = time.perf_counter(), time.thread_time()
-            checkpoints.save(*tensors, {"global_step": number}, None)
+            checkpoints.save(*tensors, {"global_step": number, **facts}, None)
             stalls.append(time.perf_counter() - begin)
             cpu.append(time.thread_time() - busy)
             during.append(work_for(1.0))
             checkpoints.wait()
             begin = time.perf_counter()
-            write(Path(name) / "foreground", *tensors, {"global_step": number})
+            write(Path(name) / "foreground", *tensors, {"global_step": number, **facts})
             foreground.append(time.perf_counter() - begin)
         path = Path(name) / f"step_{saves - 1:08d}"
         size = sum(file.stat().st_size for file in path.iterdir())

@@ -209,8 +209,9 @@ def save_and_load(folder: Path) -> None:
     rank = distributed.rank()
     checkpoints = Checkpoints(folder, 1)
     model = {"model": {"weight": torch.full((3,), float(rank))}}
+    facts = {"config": {"data": {}, "model": {}}, "statistics": {}, "data_checksums": {}}
     for step in (1, 2):
-        checkpoints.save(model, {"step": step}, {"global_step": step}, metric=None)
+        checkpoints.save(model, {"step": step}, {"global_step": step, **facts}, metric=None)
     checkpoints.wait()
     distributed.barrier()
     if distributed.is_main():

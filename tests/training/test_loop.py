@@ -26,6 +26,12 @@ from aqnet.training.step import TrainingState, check_ranks_agree
 from tests.distributed.test_distributed import on_two
 from tests.training import toy
 
+# what state.json must hold of a run
+FACTS: dict[str, Any] = {
+    "config": {"data": {}, "model": {}},
+    "statistics": {},
+    "data_checksums": {},
+}
 ITEMS = 10  # and 4 of them per optimizer step: the third step of an epoch has two
 
 
@@ -85,7 +91,7 @@ def run_of(
         Reporter(state, 1e6, ITEMS),
         checkpoints,
         Directory(Path(config.run_dir)),
-        loop.Constants({}, {}),
+        loop.Constants(FACTS, {}),
     )
 
 
