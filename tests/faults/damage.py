@@ -107,15 +107,21 @@ def with_best_first(folder: Path) -> Path:
     return folder
 
 
+def copied(good: Path, scratch: Path) -> Path:
+    """A copy of a run directory, in place of the last one."""
+    run = scratch / "run"
+    shutil.rmtree(run, ignore_errors=True)
+    shutil.copytree(good, run)
+    return run
+
+
 def check(good: Path, scratch: Path, harm: Callable[[Path], None]) -> None:
     """Harm the newest checkpoint in a copy of `good`: it is never loaded, the one before it is.
 
     Raises:
         AssertionError: something else happened.
     """
-    run = scratch / "run"
-    shutil.rmtree(run, ignore_errors=True)
-    shutil.copytree(good, run)
+    run = copied(good, scratch)
     folder = run / "checkpoints"
     newest = folder / "step_00000002"
     harm(newest)
@@ -136,9 +142,7 @@ def check_best(good: Path, scratch: Path, harm: Callable[[Path], None]) -> None:
     Raises:
         AssertionError: something else happened.
     """
-    run = scratch / "run"
-    shutil.rmtree(run, ignore_errors=True)
-    shutil.copytree(good, run)
+    run = copied(good, scratch)
     folder = run / "checkpoints"
     harm(folder / "step_00000001")
     told = io.StringIO()
@@ -160,9 +164,7 @@ def check_best(good: Path, scratch: Path, harm: Callable[[Path], None]) -> None:
 def check_pointer(good: Path, scratch: Path, pointer: str, target: str | Harm) -> None:
     """Let `latest` or `best` hold `target`, or be something else than a file: what it names is not
     read, training goes on, and names it in one line."""
-    run = scratch / "run"
-    shutil.rmtree(run, ignore_errors=True)
-    shutil.copytree(good, run)
+    run = copied(good, scratch)
     if callable(target):
         target(run / "checkpoints" / pointer, random.Random(0))
     else:
