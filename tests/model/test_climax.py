@@ -184,7 +184,7 @@ def test_rho_of_another_shape_is_refused_and_what_a_model_lacks_is_not_looked_at
     [("conditioned", [12, 36]), ("joint", [12]), ("joint", [24, 12, 48, 96])],
 )
 def test_other_lead_times_are_refused_and_compiled_give_nan(mode, leads):
-    model = model_of(lead_time_mode=mode)
+    model = model_of(lead_time_mode=mode, depth=1)
     with pytest.raises(AqnetError, match=r"lead_time \[.*data\.lead_times \[12, 24, 48, 96\]"):
         model(*inputs(leads=leads))
     if len(leads) == 4 or mode == "conditioned":
@@ -281,7 +281,7 @@ def test_settings_that_do_not_fit_are_refused():
     ],
 )
 def test_forward_and_backward_compile_whole(settings):
-    model = model_of(**settings)
+    model = model_of(depth=2, **settings)
     if settings.get("activation_checkpointing"):
         model.train()
     args = inputs()

@@ -93,7 +93,7 @@ def test_winds_to_come_bend_the_paths():
 
 @pytest.mark.parametrize("mode", ["joint", "conditioned"])
 def test_with_weather_to_come_the_whole_compiles(mode: str):
-    model = model_of(more=WEATHER, lead_time_mode=mode)
+    model = model_of(more=WEATHER, lead_time_mode=mode, depth=1)
     args = with_weather()
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -102,7 +102,7 @@ def test_with_weather_to_come_the_whole_compiles(mode: str):
 
 @pytest.mark.slow
 def test_what_is_left_out_in_training_compiles_and_differs_from_call_to_call():
-    model = model_of(more=WEATHER, drop_rate=0.0, drop_path=0.0).train()
+    model = model_of(more=WEATHER, drop_rate=0.0, drop_path=0.0, depth=1).train()
     model.weather.dropout = 0.5
     args = with_weather()
     torch._dynamo.reset()
