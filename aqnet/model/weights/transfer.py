@@ -78,8 +78,10 @@ def take_weights(model: ClimaX, config: Config, loaded: Loaded) -> Report:
     _name_differences(old, config, loaded, report)
     weights = _fitted(loaded, old, config, model.patch_shape, report)
     labels, old_labels = _labels(config), _labels(old)
-    unwanted = _unwanted(old, config) | _fitted_together(weights, old, model, config)
-    _forecast_as(old, model, config, weights, report)
+    together = _fitted_together(weights, old, model, config)
+    if not together:
+        _forecast_as(old, model, config, weights, report)
+    unwanted = _unwanted(old, config) | together
     for name, value in model.state_dict().items():
         why = unwanted.get(name) or _take(
             value, weights.get(name), labels.get(name, {}), old_labels.get(name, {})

@@ -14,6 +14,7 @@ from aqnet.config import Config
 from aqnet.errors import AqnetError
 from aqnet.model.climax import ClimaX
 from aqnet.model.weights.transfer import (
+    TERMS,
     Report,
     resized_positions,
     starting_statistics,
@@ -153,6 +154,7 @@ def test_terms_of_the_first_forecast_that_the_checkpoint_lacks_start_at_zero_for
     [
         (config_of(), config_of(transport="off"), "transport.rho"),
         (config_of({"recent_days": [7]}), config_of(), "recent_rho"),
+        (config_of({"recent_days": [7]}, transport="off"), config_of(), "recent_rho"),
         (config_of({"recent_days": [1, 7]}), config_of({"recent_days": [1]}), "7 days"),
     ],
 )
@@ -162,6 +164,8 @@ def test_terms_of_the_first_forecast_are_not_taken_without_those_fitted_with_the
     first = made(new, 2)
     _, model, report = transferred(old, new)
     assert torch.equal(model.rho, first.rho)
+    ours, before = model.state_dict(), first.state_dict()
+    assert all(torch.equal(ours[name], before[name]) for name in TERMS if name in ours)
     why = f"was fitted together with {lost}, which the model has not"
     assert report.initialised["rho"] == why and report.dropped["rho"] == why
 
