@@ -263,8 +263,9 @@ def score(
             say(distributed.on_main(partial(dataset.reader.weather.report, dataset.times)))
         scorer = scorer_of(options, trained, stores, dataset)
         with results.beside(output) if distributed.is_main() else nullcontext(output) as place:
-            about = options, trained, dataset, scorer, forecast, stop
-            return write_scores(*about, place, everything, named)
+            return write_scores(
+                options, trained, dataset, scorer, forecast, stop, place, everything, named
+            )
     finally:
         directory.release()
 

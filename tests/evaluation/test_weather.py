@@ -107,9 +107,8 @@ def test_a_perfect_forecast_from_files_scores_as_analysed_weather_and_other_weat
             "files": f"given weather forecasts, {files}",
         }[name]
         assert words in said
-        assert (
-            html.unescape(page).count(words) > 12
-        )  # in the page's title and in those of its tables
+        # in the page's title and in those of its tables
+        assert html.unescape(page).count(words) > 12
         rows = list(csv.DictReader((tmp_path / name / "metrics.csv").open()))
         assert {row["weather"] for row in rows if row["forecast"] == "aqnet"} == {label}
         saved = zarr.open_group(tmp_path / name / "forecasts.zarr", mode="r")

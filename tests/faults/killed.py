@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from tests.conftest import REPOSITORY
+from tests.distributed.test_distributed import alive
 from tests.faults.soak import ranks
 from tests.test_kills import OFTEN, SIZE, assert_same_run
 
@@ -63,17 +64,9 @@ def _start(arguments: list[str]) -> subprocess.Popen[bytes]:
 
 def _wait_until_gone(processes: list[int]) -> None:
     end = time.monotonic() + ORPHANS_END
-    while any(_lives(process) for process in processes):
+    while any(alive(process) for process in processes):
         assert time.monotonic() < end, f"workers {processes} outlive their torchrun"
         time.sleep(0.1)
-
-
-def _lives(process: int) -> bool:
-    try:
-        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state != "Z"
 
 
 def evaluation(run_dir: Path, folder: Path, number: int, seed: int) -> int:

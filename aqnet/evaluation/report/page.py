@@ -10,6 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, Literal
 
+from aqnet.evaluation.daily_sums import UNKNOWN
 from aqnet.evaluation.report import names, summary
 from aqnet.files import replace_text
 
@@ -73,7 +74,7 @@ def given(weather: str | None) -> str:
         "analysed": "given analysed weather to come, an upper bound",
         "persisted": "given the input time's weather, held",
         "none": "without weather to come",
-        "not known": "weather to come not known",
+        UNKNOWN: "weather to come not known",
     }
     return "" if weather is None else known.get(weather, f"given weather forecasts, {weather}")
 
