@@ -21,8 +21,9 @@ LEVEL = 0.05  # of significance
 
 def run(first: Path, second: Path, output: Path) -> None:
     """Compare two scored runs in `output`/compare.csv and on the terminal."""
-    rows = compare(first, second)
-    weather = [daily_sums.read(_file(path)).given for path in (first, second)]
+    runs = [daily_sums.read(_file(path)) for path in (first, second)]
+    rows = _compared(first, second, runs)
+    weather = [run.given for run in runs]
     if any(weather):
         rows = [{**row, "weather_a": weather[0], "weather_b": weather[1]} for row in rows]
     output.mkdir(parents=True, exist_ok=True)
@@ -48,7 +49,10 @@ def compare(first: Path, second: Path) -> list[dict[str, Any]]:
     Raises:
         AqnetError: one was never scored, or they were scored over different pairs.
     """
-    runs = [daily_sums.read(_file(path)) for path in (first, second)]
+    return _compared(first, second, [daily_sums.read(_file(path)) for path in (first, second)])
+
+
+def _compared(first: Path, second: Path, runs: list[Daily]) -> list[dict[str, Any]]:
     _check_same_times(first, second, *runs)
     rows = []
     for target in _shared(runs, "targets"):
